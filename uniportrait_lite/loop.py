@@ -1,0 +1,306 @@
+"""One resumable training loop for every network of the project, on accelerate.
+
+All that is random in step k is drawn from generators seeded by (seed, k, process), so a checkpoint holds no random
+state and a run that was killed continues bit for bit as if it had not been (on the CPU; on CUDA up to its kernels).
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from uniportrait_lite.errors import ConfigError, WeightsError
+
+
+@dataclass
+class LoopConfig:
+    """How long and how fast to train.
+
+    With `hours` the schedule's progress is the larger of step/steps and elapsed/hours, and the run ends at 1.
+    The learning rate warms up linearly over `warmup` steps and falls linearly to 0 over the last `cooldown` share.
+    """
+
+    out: str  # the run's folder: checkpoint, log.jsonl, TensorBoard
+    steps: int | None = 1000
+    hours: float | None = None
+    lr: float = 1e-3  # AdamW
+    muon_lr: float | None = None  # matrices and convolutions train by Muon where this is given
+    weight_decay: float = 0.01
+    warmup: int = 100
+    cooldown: float = 0.3
+    ema: float | None = None
+    precision: str = "fp32"
+    clip_norm: float = 1.0
+    seed: int = 0
+    log_every: int = 20
+    checkpoint_every: float = 120.0  # seconds
+
+    def __post_init__(self):
+        if self.steps is None and self.hours is None:
+            raise ConfigError("a training needs an end: give steps, hours or both")
+        if self.precision not in ("fp32", "bf16"):
+            raise ConfigError(f"precision is fp32 or bf16, not {self.precision!r}")
+        if self.steps is not None and self.steps < 1 or self.hours is not None and self.hours <= 0:
+            raise ConfigError(f"steps={self.steps} and hours={self.hours} must be positive")
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose updates are orthogonalised (Jordan et al. 2024, "Muon"), for matrices and convolutions.
+
+    Convolution kernels are flattened to (out, in*h*w). A step has size lr * max(1, rows/columns)^0.5. Matrices of one
+    shape are handled as a batch, since at this size the calls cost more than the arithmetic.
+    """
+
+    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            shapes: dict[tuple[int, int], list[tuple[nn.Parameter, torch.Tensor]]] = {}
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["momentum"] = torch.zeros_like(p)
+                state["momentum"].lerp_(p.grad, 1 - group["momentum"])
+                update = p.grad.lerp(state["momentum"], group["momentum"]).flatten(1)
+                shapes.setdefault(tuple(update.shape), []).append((p, update))
+            for (rows, columns), members in shapes.items():
+                updates = orthogonalise(torch.stack([update for _, update in members]))
+                size = group["lr"] * max(1.0, rows / columns) ** 0.5
+                for (p, _), update in zip(members, updates, strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(update.view_as(p).to(p.dtype), alpha=-size)
+
+
+def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """Drives the singular values of matrices (B, rows, columns) towards 1 by a quintic Newton-Schulz iteration."""
+    x = matrices.to(torch.bfloat16)
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def train(
+    config: LoopConfig,
+    model: nn.Module,
+    batch: Callable[[int, torch.Generator], Any],
+    loss: Callable[[nn.Module, Any], dict[str, torch.Tensor]],
+    *,
+    evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,
+    evaluate_every: int | None = None,
+    no_muon: Callable[[str], bool] = lambda name: False,
+) -> list[dict]:
+    """Trains the parameters of `model` that require gradients; returns the log, one dict a line.
+
+    `batch(step, generator)` makes the step's data, drawing from that generator alone; `loss(model, batch)` returns a
+    dict whose "loss" is minimised and whose other scalars are logged. Under several processes each gets generators of
+    its own and `model` is wrapped, so `loss` must go through `model(...)`. Afterwards `model` holds the averaged
+    weights where `ema` is set. Continues from `out/checkpoint.pt` where there is one.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(
+        mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=not torch.cuda.is_available()
+    )
+    run = _Run(config, accelerator, model, no_muon)
+    wrapped = accelerator.prepare(model)
+    run.resume()
+    while (progress := run.progress()) < 1:
+        step = run.step
+        run.set_rates(progress)
+        torch.manual_seed(_mix(config.seed, step, accelerator.process_index, 0))
+        generator = torch.Generator().manual_seed(_mix(config.seed, step, accelerator.process_index, 1))
+        model.train()
+        data = batch(step, generator)
+        with accelerator.autocast():
+            values = loss(wrapped, data)
+        if not torch.isfinite(values["loss"]):
+            raise ConfigError(f"the loss is {values['loss'].item()} at step {step}: lower lr or muon_lr, then go on")
+        accelerator.backward(values["loss"])
+        run.update(accelerator)
+        run.log({name: float(value.detach()) for name, value in values.items()})
+        if evaluate and evaluate_every and run.step % evaluate_every == 0 and accelerator.is_main_process:
+            with run.averaged():
+                model.eval()
+                run.log(evaluate(model, run.step), always=True)
+        run.checkpoint(force=False)
+    run.checkpoint(force=True)
+    run.use_average()
+    model.eval()
+    accelerator.wait_for_everyone()
+    return run.history
+
+
+class _Run:
+    """The state of one training: step, clock, optimisers, average, log."""
+
+    def __init__(self, config: LoopConfig, accelerator, model: nn.Module, no_muon: Callable[[str], bool]):
+        self.config, self.model, self.main = config, model, accelerator.is_main_process
+        self.processes = accelerator.num_processes
+        model.to(accelerator.device)
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        muon = {n for n, p in self.trained.items() if config.muon_lr and p.ndim >= 2 and not no_muon(n)}
+        decayed = [p for n, p in self.trained.items() if n not in muon and p.ndim >= 2]
+        plain = [p for n, p in self.trained.items() if n not in muon and p.ndim < 2]
+        groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        adam = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99)
+        )
+        self.optimisers = [adam]
+        if muon:
+            parameters = [p for n, p in self.trained.items() if n in muon]
+            self.optimisers.append(Muon(parameters, lr=config.muon_lr, weight_decay=config.weight_decay))
+        self.base_rates = [[g["lr"] for g in o.param_groups] for o in self.optimisers]
+        self.average = [p.detach().clone().float() for p in self.trained.values()] if config.ema else None
+        self.step, self.elapsed, self.started, self.saved = 0, 0.0, time.time(), time.time()
+        self.history: list[dict] = []
+        self.pending: dict[str, list[float]] = {}
+        self.out = Path(config.out)
+        self.writer = None
+
+    # --- schedule ---------------------------------------------------------------------------------------------
+    def seconds(self) -> float:
+        return self.elapsed + time.time() - self.started
+
+    def progress(self) -> float:
+        by_steps = self.step / self.config.steps if self.config.steps else 0.0
+        by_time = self.seconds() / (3600 * self.config.hours) if self.config.hours else 0.0
+        value = [max(by_steps, by_time)]
+        if self.processes > 1 and self.config.hours:  # one clock for all, or one process would stop before another
+            from accelerate.utils import broadcast_object_list
+
+            broadcast_object_list(value)
+        return value[0]
+
+    def set_rates(self, progress: float):
+        factor = min(1.0, (self.step + 1) / max(1, self.config.warmup))
+        if self.config.cooldown:
+            factor *= min(1.0, max(0.0, 1 - progress) / self.config.cooldown)
+        for optimiser, rates in zip(self.optimisers, self.base_rates, strict=True):
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+
+    def update(self, accelerator):
+        if self.config.clip_norm:
+            accelerator.clip_grad_norm_(self.trained.values(), self.config.clip_norm)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.average is not None:
+            decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+            current = [p.detach().float() for p in self.trained.values()]
+            torch._foreach_lerp_(self.average, current, 1 - decay)
+
+    # --- averaged weights -------------------------------------------------------------------------------------
+    def use_average(self):
+        if self.average is not None:
+            with torch.no_grad():
+                for p, average in zip(self.trained.values(), self.average, strict=True):
+                    p.copy_(average)
+
+    def averaged(self):
+        run = self
+
+        class Swap:
+            def __enter__(self):
+                self.kept = [p.detach().clone() for p in run.trained.values()]
+                run.use_average()
+
+            def __exit__(self, *exc):
+                with torch.no_grad():
+                    for p, kept in zip(run.trained.values(), self.kept, strict=True):
+                        p.copy_(kept)
+
+        return Swap()
+
+    # --- log --------------------------------------------------------------------------------------------------
+    def log(self, values: dict[str, float], always: bool = False):
+        if not self.main:
+            return
+        if not always:
+            for name, value in values.items():
+                self.pending.setdefault(name, []).append(value)
+            if self.step % self.config.log_every:
+                return
+            values = {name: float(np.mean(v)) for name, v in self.pending.items()}
+            self.pending = {}
+        line = {"step": self.step, "seconds": round(self.seconds(), 1), **values}
+        self.history.append(line)
+        with open(self.out / "log.jsonl", "a") as f:
+            f.write(json.dumps(line) + "\n")
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(self.out / "tb"), purge_step=self.step)
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, self.step)
+        print(" ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in line.items()), flush=True)
+
+    # --- checkpoints ------------------------------------------------------------------------------------------
+    def checkpoint(self, force: bool):
+        if not self.main or not force and time.time() - self.saved < self.config.checkpoint_every:
+            return
+        state = {
+            "config": {**asdict(self.config), "hours": self.config.hours},
+            "step": self.step,
+            "seconds": self.seconds(),
+            "parameters": {name: p.detach().cpu() for name, p in self.trained.items()},
+            "buffers": {name: b.cpu() for name, b in self.model.named_buffers()},
+            "optimisers": [o.state_dict() for o in self.optimisers],
+            "average": self.average,
+        }
+        temporary = self.out / "checkpoint.pt.tmp"
+        torch.save(state, temporary)
+        os.replace(temporary, self.out / "checkpoint.pt")
+        self.saved = time.time()
+
+    def resume(self):
+        if self.main:
+            self.out.mkdir(parents=True, exist_ok=True)
+        path, log = self.out / "checkpoint.pt", self.out / "log.jsonl"
+        self.started = self.saved = time.time()
+        if not path.exists():
+            if self.main:
+                log.unlink(missing_ok=True)
+            return
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise WeightsError(f"{path} can't be read ({error}); delete it to start over") from error
+        if set(state["parameters"]) != set(self.trained):
+            raise WeightsError(f"{path} is of another network; delete the folder or give another --out")
+        self.step, self.elapsed = state["step"], state["seconds"]
+        with torch.no_grad():
+            for name, p in self.trained.items():
+                p.copy_(state["parameters"][name])
+            for name, b in self.model.named_buffers():
+                b.copy_(state["buffers"][name])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        if self.average is not None and state["average"] is not None:
+            self.average = [a.to(p.device) for a, p in zip(state["average"], self.trained.values(), strict=True)]
+        if self.main and log.exists():  # lines written after the checkpoint will be written again
+            lines = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
+            self.history = [line for line in lines if line["step"] <= self.step]
+            log.write_text("".join(json.dumps(line) + "\n" for line in self.history))
+
+
+def _mix(*numbers: int) -> int:
+    """One seed from several numbers, the same on every machine."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
