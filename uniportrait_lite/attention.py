@@ -1,0 +1,225 @@
+"""Decoupled cross-attention: how ID tokens enter a U-Net (paper, section 3.2), and its LoRA.
+
+Each cross-attention layer keeps its text branch and gains keys and values of its own for ID tokens:
+
+    out = Attention(Q, K_text, V_text) + id_scale * Attention(Q, K_id, V_id)
+
+What a call needs travels with the call, as `cross_attention_kwargs={"identities": IDConditions(...)}`, so a U-Net
+holds weights only: two threads, or two pipelines, never meet. ControlNets are given nothing and see no ID tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from uniportrait_lite.errors import ConfigError
+
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+@dataclass(frozen=True)
+class IDConditions:
+    """The identities of one U-Net call.
+
+    `tokens` (B, N, 16, D): the ID tokens of N identities for each row of the batch, or (1, N, 16, D) for all rows.
+    `id_scale`: one number, or one a row (B,). `active` (B,), bool: rows without it get text alone.
+    `keys_values`: for each layer the projected tokens (B, N, 16, inner), filled by `projected`; without them a layer
+    projects its own, which is what training wants. Several identities need ID routing: N > 1 raises `ConfigError`.
+    """
+
+    tokens: Tensor
+    id_scale: float | Tensor = 1.0
+    active: Tensor | None = None
+    keys_values: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.tokens.ndim != 4:
+            raise ConfigError(f"ID tokens are (batch, identities, tokens, width), not {tuple(self.tokens.shape)}")
+        if self.tokens.shape[1] != 1:
+            raise ConfigError(
+                f"{self.tokens.shape[1]} identities in one picture need ID routing, which is not there yet: "
+                "give one identity"
+            )
+
+    def projected(self, id_attention: IDAttention) -> IDConditions:
+        """The same with the keys and values of every layer computed: once a call in place of once a step."""
+        layers = {
+            layer.name: (layer.to_k_id(self.tokens), layer.to_v_id(self.tokens)) for layer in id_attention.values()
+        }
+        return replace(self, keys_values=layers)
+
+    def rows(self, index: Tensor) -> IDConditions:
+        """The conditions of the rows `index` (B',) of these, for instance each row repeated."""
+
+        def pick(x):
+            return x[index] if isinstance(x, Tensor) and x.ndim > 0 else x
+
+        layers = {name: (pick(k), pick(v)) for name, (k, v) in self.keys_values.items()}
+        return IDConditions(pick(self.tokens), pick(self.id_scale), pick(self.active), layers)
+
+    def weight(self, dtype: torch.dtype) -> float | Tensor:
+        """What the ID branch is multiplied with: the ID scale, 0 in rows that are not active."""
+        weight = self.id_scale if self.active is None else self.id_scale * self.active
+        return weight.to(dtype).view(-1, 1, 1) if isinstance(weight, Tensor) else weight
+
+
+def _attend(attn: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Multi-head attention of (B, L, inner) on (B, T, inner)."""
+    q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return out.transpose(1, 2).flatten(2).to(query.dtype)
+
+
+def _bare_copy(linear: nn.Module) -> nn.Linear:
+    """A copy of the linear map, of the one below any LoRA."""
+    linear = getattr(linear, "base_layer", linear)
+    copy = nn.Linear(linear.in_features, linear.out_features, bias=False)
+    copy.weight = nn.Parameter(linear.weight.detach().clone())
+    return copy
+
+
+class IDAttnProcessor(nn.Module):
+    """The attention processor of one cross-attention layer, with the projections of ID tokens to keys and values.
+
+    They start as copies of the layer's own projections of text, as ID tokens live in the same space. `name` is the
+    layer's place in the U-Net.
+    """
+
+    def __init__(self, attn: Attention, name: str):
+        super().__init__()
+        self.name = name
+        self.to_k_id, self.to_v_id = (_bare_copy(linear) for linear in (attn.to_k, attn.to_v))
+
+    def project(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """ID tokens (..., D) -> keys and values (..., inner)."""
+        return self.to_k_id(tokens), self.to_v_id(tokens)
+
+    # __call__, not forward: diffusers reads its signature to learn which cross_attention_kwargs a processor takes.
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        identities: IDConditions | None = None,
+    ) -> Tensor:
+        """Positions (B, L, C) and text (B, T, D) -> positions (B, L, C); without identities the layer as it was."""
+        query = attn.to_q(hidden_states)
+        if attention_mask is not None:
+            batch, length, _ = encoder_hidden_states.shape
+            attention_mask = attn.prepare_attention_mask(attention_mask, length, batch)
+            attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
+        out = _attend(attn, query, attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states), attention_mask)
+        if identities is not None:
+            out = out + identities.weight(query.dtype) * self.identity_branch(attn, query, identities)
+        return attn.to_out[1](attn.to_out[0](out))
+
+    def identity_branch(self, attn: Attention, query: Tensor, identities: IDConditions) -> Tensor:
+        """The attention of the text branch's query (B, L, inner) to the ID tokens."""
+        projected = identities.keys_values.get(self.name) or self.project(identities.tokens)
+        key, value = (x[:, 0].expand(query.shape[0], -1, -1) for x in projected)
+        return _attend(attn, query, key, value)
+
+
+class SelfAttnProcessor(AttnProcessor2_0):
+    """diffusers' own processor; takes `identities` only so that diffusers does not warn that it is ignored."""
+
+    def __call__(self, attn, hidden_states, *args, identities: IDConditions | None = None, **kwargs) -> Tensor:
+        return super().__call__(attn, hidden_states, *args, **kwargs)
+
+
+class IDAttention(nn.ModuleDict):
+    """The ID projections of every cross-attention layer of a U-Net, in place in it; keys are the layers' names.
+
+    Module names cannot hold dots, so a key is the layer's name with `/` for `.`. Made by `attach_id_attention`.
+    """
+
+    def __init__(self, layers: Mapping[str, IDAttnProcessor], replaced: Mapping[str, object]):
+        super().__init__({name.replace(".", "/"): layer for name, layer in layers.items()})
+        self.replaced = replaced
+
+    def in_place(self, unet: UNet2DConditionModel) -> bool:
+        """Whether the U-Net still uses these projections: another extension may have replaced them since."""
+        return all(unet.get_submodule(layer.name).processor is layer for layer in self.values())
+
+    def detach(self, unet: UNet2DConditionModel) -> None:
+        """Gives the U-Net its former processors back, the same objects."""
+        unet.set_attn_processor(dict(self.replaced))
+
+
+def attach_id_attention(unet: UNet2DConditionModel) -> IDAttention:
+    """Puts an `IDAttnProcessor` into every cross-attention layer; raises `ConfigError` where that cannot work."""
+    replaced = dict(unet.attn_processors)
+    layers, processors = {}, {}
+    for path, processor in replaced.items():
+        name = path.removesuffix(".processor")
+        if type(processor) not in (AttnProcessor, AttnProcessor2_0):
+            raise ConfigError(
+                f"{name} already has a {type(processor).__name__}: detach what put it there (another UniPortrait, an "
+                "IP-Adapter, ...) first"
+            )
+        if name.endswith(".attn2"):
+            layers[name] = processors[path] = IDAttnProcessor(unet.get_submodule(name), name)
+        else:
+            processors[path] = SelfAttnProcessor()
+    if not layers:
+        raise ConfigError("this U-Net has no cross-attention layers for ID tokens to enter by")
+    unet.set_attn_processor(processors)
+    return IDAttention(layers, replaced)
+
+
+def add_lora(unet: UNet2DConditionModel, rank: int, adapter_name: str = "single_id") -> None:
+    """Adds a peft adapter on q, k, v and out of every self- and cross-attention, at first without effect.
+
+    The paper has rank 128. Leaves the adapter trainable and active, and the U-Net's other parameters as they were.
+    """
+    if rank < 1:
+        raise ConfigError(f"the LoRA's rank is at least 1, not {rank}")
+    trainable = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS)), adapter_name=adapter_name)
+    for parameter in trainable:
+        parameter.requires_grad_(True)
+
+
+def remove_lora(unet: UNet2DConditionModel, adapter_name: str = "single_id") -> None:
+    """Deletes the adapter; without another one left the layers are plain again."""
+    unet.delete_adapters(adapter_name)
+    if not getattr(unet, "peft_config", None):  # diffusers drops it with the last adapter
+        unet.unload_lora()
+
+
+def lora_layers(unet: UNet2DConditionModel, adapter_name: str = "single_id") -> dict[str, LoraLayer]:
+    """The layers that hold the adapter, by name."""
+    return {
+        name: module
+        for name, module in unet.named_modules()
+        if isinstance(module, LoraLayer) and adapter_name in module.lora_A
+    }
+
+
+def lora_parameters(unet: UNet2DConditionModel, adapter_name: str = "single_id") -> dict[str, nn.Parameter]:
+    """The adapter's weights: `{layer}.down` (rank, in) and `{layer}.up` (out, rank), the parameters themselves."""
+    weights = {}
+    for name, layer in lora_layers(unet, adapter_name).items():
+        weights[f"{name}.down"] = layer.lora_A[adapter_name].weight
+        weights[f"{name}.up"] = layer.lora_B[adapter_name].weight
+    return weights
+
+
+def use_lora(unet: UNet2DConditionModel, on: bool, adapter_name: str = "single_id") -> None:
+    """Switches the adapter on or off and leaves the user's other adapters as they are."""
+    for layer in lora_layers(unet, adapter_name).values():
+        active = list(layer.active_adapters)
+        if on != (adapter_name in active):
+            others = [name for name in active if name != adapter_name]
+            layer.set_adapter(others + [adapter_name] * on, inference_mode=True)
