@@ -1,0 +1,215 @@
+"""Every kind of picture becomes upright 8-bit RGB, or an error that says what to do; saving is whole or not at all."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from uniportrait_lite.errors import PictureError, UniPortraitError
+from uniportrait_lite.pictures import MAX_SIDE, read_picture, save_picture
+
+
+@pytest.fixture
+def quarters() -> np.ndarray:
+    """Red, green over blue, white: 30 high, 40 wide."""
+    array = np.zeros((30, 40, 3), np.uint8)
+    array[:15, :20, 0] = array[:15, 20:, 1] = array[15:, :20, 2] = 255
+    array[15:, 20:] = 255
+    return array
+
+
+def corners(image: Image.Image) -> list[tuple[int, int, int]]:
+    w, h = image.size
+    return [image.getpixel(at) for at in ((2, 2), (w - 3, 2), (2, h - 3), (w - 3, h - 3))]
+
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def test_array_image_and_file_give_the_same_picture(quarters, tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(quarters).save(path)
+    for picture in (quarters, Image.fromarray(quarters), path, str(path)):
+        image = read_picture(picture)
+        assert image.mode == "RGB" and np.array_equal(np.asarray(image), quarters)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.full((8, 9), 51, np.uint8),
+        np.full((8, 9, 1), 51, np.uint8),
+        np.full((8, 9), 51 * 257, np.uint16),
+        np.full((8, 9), 51 * 257, ">u2"),
+        np.full((8, 9, 3), 0.2, np.float32),
+        np.full((8, 9, 3), 0.2, np.float16),
+    ],
+)
+def test_arrays_of_any_depth_become_eight_bits(array):
+    image = read_picture(array)
+    assert image.mode == "RGB" and image.size == (9, 8)
+    assert set(np.asarray(image).reshape(-1).tolist()) == {51}
+
+
+def test_transparency_is_laid_over_white(quarters):
+    alpha = np.full((30, 40, 1), 255, np.uint8)
+    alpha[:15, :20] = 0
+    rgba = np.concatenate([quarters, alpha], 2)
+    for picture in (rgba, rgba / 255.0, Image.fromarray(rgba)):
+        assert corners(read_picture(picture)) == [WHITE, GREEN, BLUE, WHITE]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"])
+def test_every_mode_becomes_rgb(mode, quarters):
+    grey = Image.fromarray(quarters).convert("L")
+    if mode == "F":
+        image = Image.fromarray(np.asarray(grey, np.float32) / 255)
+    elif mode in ("I", "I;16"):
+        image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).convert(mode)
+    elif mode == "PA":
+        image = Image.fromarray(quarters).convert("P").convert("PA")
+    else:
+        image = Image.fromarray(quarters).convert(mode)
+    assert image.mode == mode
+    got = read_picture(image)
+    assert got.mode == "RGB" and got.size == (40, 30)
+    assert got.getpixel((38, 28)) == WHITE
+    if mode in ("CMYK", "P", "PA"):
+        assert got.getpixel((2, 2)) == RED
+
+
+def test_sixteen_bit_and_palette_files(tmp_path, quarters):
+    grey = np.asarray(Image.fromarray(quarters).convert("L"))
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    assert np.array_equal(np.asarray(read_picture(tmp_path / "deep.png"))[..., 0], grey)
+    palette = Image.fromarray(quarters).convert("P", palette=Image.Palette.ADAPTIVE)
+    index = palette.getpixel((2, 2))
+    palette.save(tmp_path / "palette.gif", transparency=index)
+    assert corners(read_picture(tmp_path / "palette.gif")) == [WHITE, GREEN, BLUE, WHITE]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+@pytest.mark.parametrize("max_side", [MAX_SIDE, 20])
+def test_exif_rotation_is_applied_once(tmp_path, quarters, suffix, max_side):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: turn right by 90 degrees
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(quarters).resize((160, 120), Image.Resampling.NEAREST).save(path, exif=exif)
+    image = read_picture(path, max_side=max_side)
+    assert image.height > image.width and image.height == min(max_side, 160)
+    got = np.array(corners(image))
+    assert np.abs(got - np.array([BLUE, RED, WHITE, GREEN])).max() < 30
+
+
+def test_ten_by_ten_stays_ten_by_ten():
+    assert read_picture(np.zeros((10, 10, 3), np.uint8)).size == (10, 10)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_ten_thousand_by_ten_thousand_is_scaled_down_in_little_memory(tmp_path, suffix):
+    path = tmp_path / f"huge.{suffix}"
+    Image.new("RGB", (10_000, 10_000), (10, 200, 30)).save(path, compress_level=1)
+    code = (
+        "import resource, sys; from uniportrait_lite.pictures import read_picture; i = read_picture(sys.argv[1]);"
+        "print(*i.size, *i.getpixel((5, 5)), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code, path], capture_output=True, text=True, check=True)
+    *size, red, green, blue, megabytes = map(int, done.stdout.split())
+    assert size == [MAX_SIDE, MAX_SIDE] and max(abs(red - 10), abs(green - 200), abs(blue - 30)) < 4
+    assert megabytes < 700
+
+
+def test_a_picture_beyond_pillows_limit_is_refused_before_it_is_decoded(tmp_path):
+    path = tmp_path / "bomb.png"
+    Image.new("1", (20_000, 20_000)).save(path)
+    with pytest.raises(PictureError, match="too large.*scale it down"):
+        read_picture(path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "tif"])
+def test_truncated_files_are_named(tmp_path, suffix):
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    path = tmp_path / f"cut.{suffix}"
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(PictureError, match=f"cut.{suffix}"):
+        read_picture(path)
+
+
+def test_files_that_are_no_pictures(tmp_path):
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "empty.png").write_bytes(b"")
+    for name, says in [("text.png", "no picture"), ("empty.png", "no picture"), ("none.png", "does not exist")]:
+        with pytest.raises(PictureError, match=says):
+            read_picture(tmp_path / name)
+    with pytest.raises(PictureError, match="is a folder"):
+        read_picture(tmp_path)
+    assert issubclass(PictureError, UniPortraitError)
+
+
+@pytest.mark.parametrize(
+    ("picture", "says"),
+    [
+        (np.zeros((0, 5, 3), np.uint8), "empty"),
+        (np.zeros((5,), np.uint8), "shape"),
+        (np.zeros((3, 8, 8), np.uint8), "channels last"),
+        (np.zeros((2, 8, 8, 3), np.uint8), "shape"),
+        (np.zeros((8, 8, 3), np.int64), "int64"),
+        (np.zeros((8, 8, 3), bool), "bool"),
+        (np.full((8, 8, 3), 200.0), "from 0 to 1"),
+        (np.full((8, 8, 3), np.nan), "from 0 to 1"),
+        (np.full((8, 8), -1, np.int32), "0..65535"),
+        (Image.new("RGB", (0, 4)), "empty"),
+        (None, "NoneType"),
+        ([[1, 2], [3, 4]], "list"),
+    ],
+)
+def test_what_is_no_picture_says_what_would_be(picture, says):
+    with pytest.raises(PictureError, match=says):
+        read_picture(picture)
+
+
+def test_saving_makes_folders_and_leaves_only_the_picture(tmp_path, quarters):
+    path = save_picture(Image.fromarray(quarters), tmp_path / "new" / "deep" / "a.png")
+    assert np.array_equal(np.asarray(Image.open(path)), quarters)
+    assert os.listdir(path.parent) == ["a.png"]
+    save_picture(Image.fromarray(quarters).convert("RGBA"), tmp_path / "a.jpg")
+    assert Image.open(tmp_path / "a.jpg").mode == "RGB"
+
+
+def test_a_failed_save_leaves_the_old_picture_and_nothing_else(tmp_path, quarters):
+    path = save_picture(Image.fromarray(quarters), tmp_path / "a.jpg")
+    before = path.read_bytes()
+    with pytest.raises(PictureError, match="cannot be written"):
+        save_picture(Image.new("RGB", (70_000, 1)), path)  # JPEG ends at 65,535
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["a.jpg"]
+
+
+def test_places_one_cannot_save_to(tmp_path, quarters):
+    image = Image.fromarray(quarters)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.png").mkdir()
+    for name, says in [("a.xyz", ".png"), ("a", ".png"), ("folder.png", "folder"), ("file/a.png", "cannot be written")]:
+        with pytest.raises(PictureError, match=says):
+            save_picture(image, tmp_path / name)
+
+
+def test_no_permission_to_write_is_said(tmp_path, quarters):
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(0o500)
+    save_picture(Image.fromarray(quarters), tmp_path / "a.png").chmod(0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)  # root may write everywhere: try as nobody
+    try:
+        with pytest.raises(PictureError, match="no permission"):
+            save_picture(Image.fromarray(quarters), locked / "a.png")
+        with pytest.raises(PictureError, match="no permission"):
+            read_picture(locked.parent / "a.png")
+    finally:
+        os.seteuid(user)
+    assert os.listdir(locked) == []
