@@ -168,7 +168,7 @@ BODY = {
 }
 CONTINUOUS = {  # adjectives or whole phrases for a value far below and far above the middle
     "face_width": (("narrow", "slim"), ("wide", "broad")),
-    "jaw": (("a narrow jaw", "a soft jaw", "a small chin"), ("a wide jaw", "a strong jaw", "a big chin")),
+    "jaw": (("a narrow jaw", "a soft jaw"), ("a wide jaw", "a strong jaw")),
     "eye_size": (("small",), ("big", "large")),
     "eye_spacing": (("close set",), ("wide set",)),
     "brow_height": (("low",), ("high", "raised")),
