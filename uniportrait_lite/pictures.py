@@ -126,7 +126,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
         )
     if array.size == 0:
         raise PictureError(f"an array of shape {array.shape} is empty: give a picture with pixels")
-    if array.dtype.kind == "u" and array.dtype.itemsize == 2 or array.dtype == np.int32:  # Pillow reads some 16-bit files into 32-bit integers
+    sixteen_bits = array.dtype.kind == "u" and array.dtype.itemsize == 2
+    if sixteen_bits or array.dtype == np.int32:  # Pillow reads some 16-bit files into 32-bit integers
         if array.min() < 0 or array.max() > 65535:
             raise PictureError("integers outside 0..65535 are no 16-bit picture: scale them to uint8 first")
         array = (array // 257).astype(np.uint8)
