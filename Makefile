@@ -1,0 +1,58 @@
+# Two commands do everything: `make demo` and `make test`. Each target installs what it needs, once, into .venv.
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# The first Python that runs, is of a tested version, and can make an environment. PYTHON=... chooses another.
+CHECK := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
+	if $$python -c '$(CHECK)' >/dev/null 2>&1; then echo $$python; break; fi; done)
+
+.PHONY: help demo test lint lab notebooks weights install
+
+help: ## say what there is to make (this)
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | \
+		while IFS='	' read -r target text; do printf 'make %-10s %s\n' "$$target" "$$text"; done
+
+demo: $(INSTALLED) ## portraits of the people in data/faces -> outputs/portraits.png, and how alike they are
+	$(BIN)/python -m uniportrait_lite demo
+
+test: lint ## style, tests, and the notebooks run again and compared with what they show
+	$(BIN)/python -m pytest -q tests
+	@if ls notebooks/*.ipynb >/dev/null 2>&1; then \
+		echo "$(BIN)/python -m pytest -q --nbval --nbval-current-env notebooks"; \
+		$(BIN)/python -m pytest -q --nbval --nbval-current-env notebooks; fi
+
+lint: $(INSTALLED) ## style alone
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+lab: $(INSTALLED) ## JupyterLab on the notebooks
+	$(BIN)/python -m jupyter lab notebooks
+
+notebooks: $(INSTALLED) ## make the notebooks from notebooks/src, run them, keep what they show
+	@for source in notebooks/src/[0-9]*.py; do \
+		[ -e "$$source" ] || { echo "There is no notebook in notebooks/src." >&2; exit 1; }; \
+		$(BIN)/python -m jupytext --to ipynb --set-kernel python3 --execute --run-path notebooks \
+			--output "notebooks/$$(basename "$$source" .py).ipynb" "$$source" || exit 1; done
+
+weights: $(INSTALLED) ## train every network of data/tiny again (hours on a CPU; may be stopped and started again)
+	$(BIN)/python -m uniportrait_lite pretrain all
+	$(BIN)/python -m uniportrait_lite train single_id --profile tiny
+
+install: $(INSTALLED) ## the environment alone
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		if ! $(PYTHON) -c '$(CHECK)' >/dev/null 2>&1; then \
+			echo "No usable Python 3.11, 3.12 or 3.13 with venv was found$(if $(PYTHON), (tried $(PYTHON)))." >&2; \
+			echo "Install one (Debian, Ubuntu: python3 and python3-venv), or name it: make PYTHON=/path/to/python" >&2; \
+			exit 1; fi; \
+		echo "Making $(VENV) with $$($(PYTHON) --version)"; \
+		$(PYTHON) -m venv --clear $(VENV) || exit 1; fi
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	@$(BIN)/python -c 'import skia, cv2' || { \
+		echo "Drawing and face detection need system libraries: sudo apt-get install libgl1 libegl1 libglib2.0-0" >&2; \
+		exit 1; }
+	@touch $@
