@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -28,7 +29,8 @@ def test_same_seed_gives_same_pixels_in_another_process():
     here = hashlib.sha256(group([Person.random(s) for s in (3, 4, 5)], seed=9).pixels.tobytes()).hexdigest()
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert here == there
-    assert here == hashlib.sha256(np.asarray(group([Person.random(s) for s in (3, 4, 5)], seed=9).image).tobytes()).hexdigest()
+    assert here == hashlib.sha256(np.asarray(group([Person.random(s) for s in (3, 4, 5)],
+                                                   seed=9).image).tobytes()).hexdigest()
 
 
 def test_seeds_and_people_change_the_picture():
@@ -51,7 +53,9 @@ def test_each_person_keeps_a_look_that_a_scene_does_not_change():
     for seed in range(4):
         face = portrait(person, seed).faces[0]
         assert face.person == person
-    a, b = (portrait(person, 3, background=place, **{k: v for k, v in PLAIN.items() if k != "background"}) for place in ("studio", "park"))
+    a, b = (portrait(person, 3, background=place, **{k: v for k,
+                                                     v in PLAIN.items() if k != "background"}) for place in ("studio",
+                                                                                                             "park"))
     inner = a.faces[0].mask & b.faces[0].mask
     assert changed(a, b)[~inner].mean() > 0.5
     assert changed(a, b)[inner].mean() < 0.03
@@ -62,7 +66,7 @@ def test_fixed_values_are_honoured_and_visible(name):
     table = (FACE_SCENE | SCENE)[name]
     base = {**PLAIN, "hat": "cap" if name == "hat_color" else "none"}
     scenes = [portrait(Person.random(5), 0, **{**base, name: value}) for value in table]
-    for scene, value in zip(scenes, table):
+    for scene, value in zip(scenes, table, strict=True):
         assert (scene.faces[0].attributes[name] if name in FACE_SCENE else getattr(scene, name)) == value
     for i, first in enumerate(scenes):
         assert all(changed(first, other).sum() >= 4 for other in scenes[i + 1:]), name
@@ -72,7 +76,8 @@ def test_fixed_values_are_honoured_and_visible(name):
 def test_every_identity_factor_is_visible(name):
     base = replace(Person.random(11), presentation="man", skin="fair", hair_style="short", hair_color="brown")
     values = IDENTITY.get(name, (False, True) if name == "freckles" else (-1.0, 1.0))
-    scenes = [portrait(replace(base, **{name: value}), 0, **PLAIN, turn=0, tilt=0, gaze=(0, 0), expression="neutral") for value in values]
+    scenes = [portrait(replace(base, **{name: value}), 0, **PLAIN, turn=0, tilt=0, gaze=(0, 0),
+                       expression="neutral") for value in values]
     for i, first in enumerate(scenes):
         assert all(changed(first, other).sum() >= 4 for other in scenes[i + 1:]), name
 
@@ -113,8 +118,9 @@ def test_boxes_hold_the_face_and_masks_cover_it():
         assert 44 < x1 - x0 < 66 and 54 < y1 - y0 < 70
         marks = face.landmarks
         assert marks.shape == (5, 2) and marks.dtype == np.float32
-        assert (marks[:, 0] > x0).all() and (marks[:, 0] < x1).all() and (marks[:, 1] > y0).all() and (marks[:, 1] < y1).all()
-        assert marks[0, 0] < marks[1, 0] and marks[3, 0] < marks[4, 0] and marks[:2, 1].max() < marks[2, 1] < marks[3:, 1].max()
+        assert (marks > (x0, y0)).all() and (marks < (x1, y1)).all()
+        assert marks[0, 0] < marks[1, 0] and marks[3, 0] < marks[4, 0]
+        assert marks[:2, 1].max() < marks[2, 1] < marks[3:, 1].max()
         assert face.mask.shape == (128, 128) and face.mask.dtype == bool
         assert all(face.mask[int(y), int(x)] for x, y in marks)
         assert face.mask[int(y0):int(y1), int(x0):int(x1)].mean() > 0.7
@@ -128,7 +134,7 @@ def test_groups_stand_left_to_right_and_keep_the_size_of_faces():
         assert scene.image.size == (64 * (count + 1), 128) and scene.image.mode == "RGB"
         assert [face.person for face in scene.faces] == people
         xs = [face.landmarks[:, 0].mean() for face in scene.faces]
-        assert xs == sorted(xs) and all(58 < b - a < 70 for a, b in zip(xs, xs[1:]))
+        assert xs == sorted(xs) and all(58 < b - a < 70 for a, b in pairwise(xs))
         masks = np.stack([face.mask for face in scene.faces])
         assert masks.sum(0).max() == 1
         assert all(44 < f.box[2] - f.box[0] < 62 for f in scene.faces)
@@ -144,11 +150,13 @@ def test_scale_draws_the_same_scene_larger():
 
 
 def test_lists_fix_one_value_for_each_face():
-    scene = group([Person.random(1), Person.random(2)], seed=0, hat=["cap", "none"], gaze=[(0, 0), (1, -1)], turn=(-0.5, 0.5), style="comic")
+    scene = group([Person.random(1), Person.random(2)], seed=0, hat=["cap", "none"], gaze=[(0, 0), (1, -1)],
+                  turn=(-0.5, 0.5), style="comic")
     first, second = (face.attributes for face in scene.faces)
     assert (first["hat"], second["hat"]) == ("cap", "none") and (first["turn"], second["turn"]) == (-0.5, 0.5)
     assert second["gaze"] == (1, -1) and scene.style == "comic"
-    assert all(face.attributes["gaze"] == (0.5, 0.5) for face in group([Person.random(1), Person.random(2)], gaze=(0.5, 0.5)).faces)
+    assert all(face.attributes["gaze"] == (0.5, 0.5) for face in group([Person.random(1), Person.random(2)],
+                                                                       gaze=(0.5, 0.5)).faces)
 
 
 def test_references_show_the_face_plainly():
@@ -163,7 +171,8 @@ def test_styles_that_hide_colour_and_styles_that_keep_it():
     person = replace(Person.random(3), hair_color="red", hair_style="afro")
     spread = {style: portrait(person, 1, **{**PLAIN, "style": style}).pixels for style in SCENE["style"]}
     assert np.ptp(spread["noir"].astype(int), axis=-1).max() == 0
-    assert all(np.ptp(spread[style].astype(int), axis=-1).max() > 50 for style in ("photo", "comic", "sketch", "watercolour"))
+    assert all(np.ptp(spread[style].astype(int), axis=-1).max() > 50 for style in ("photo", "comic", "sketch",
+                                                                                   "watercolour"))
 
 
 @pytest.mark.parametrize("call, word", [

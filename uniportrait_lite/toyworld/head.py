@@ -20,17 +20,17 @@ HAIR = {"black": rgb(36, 32, 40), "brown": rgb(108, 66, 40), "blond": rgb(240, 2
         "grey": rgb(146, 150, 158), "white": rgb(240, 238, 232), "pink": rgb(242, 122, 172),
         "blue": rgb(70, 116, 222)}
 # temple, cheek, jaw and chin half-widths as shares of the head's; the chin's y; how square the chin is
-SHAPE = {"oval": (0.93, 1.0, 0.80, 0.40, 30.0), "round": (0.97, 1.07, 0.97, 0.58, 28.0),
-         "square": (1.0, 1.01, 0.95, 0.7, 29.5), "long": (0.86, 0.91, 0.80, 0.46, 33.5),
-         "heart": (1.06, 1.0, 0.68, 0.20, 31.0)}
+SHAPE = {"oval": (0.93, 1.0, 0.80, 0.38, 30.0), "round": (0.98, 1.09, 0.99, 0.58, 28.0),
+         "square": (1.0, 1.01, 0.95, 0.7, 29.5), "long": (0.86, 0.90, 0.79, 0.44, 34.0),
+         "heart": (1.08, 1.01, 0.64, 0.14, 31.5)}
 # mouth: corner dy, middle dy, opening, width; brows: inner dy, outer dy; eyes: opening
 EXPRESSION = {"neutral": ((0.0, 0.5, 0.0, 1.0), (0.0, 0.0), 1.0),
-              "smile": ((-2.4, 2.4, 0.0, 1.15), (-0.6, -0.4), 0.9),
+              "smile": ((-2.8, 1.0, 2.3, 1.18), (-0.6, -0.4), 0.9),
               "laugh": ((-3.0, -0.6, 5.2, 1.15), (-1.8, -1.2), 0.5),
               "sad": ((2.8, -1.6, 0.0, 0.88), (-2.8, 1.6), 0.82),
               "angry": ((1.8, -0.8, 0.0, 0.95), (3.0, -2.0), 0.78),
               "surprised": ((0.8, -2.2, 5.6, 0.56), (-3.8, -3.2), 1.28)}
-EYE = {"round": (6.1, 5.9), "almond": (7.3, 4.6), "narrow": (7.2, 2.9)}
+EYE = {"round": (6.5, 6.3), "almond": (7.7, 5.0), "narrow": (7.8, 3.6)}
 NOSE_Y = {"small": 9.5, "long": 14.0, "wide": 11.0, "pointed": 12.0}
 
 
@@ -56,10 +56,12 @@ class Head:
         self.cheek = w * cheek
         self.jaw = w * (jaw + 0.06 * person.jaw)
         self.chin, self.bottom, self.temple = w * chin, bottom, w * temple
-        (self.corner, self.middle, self.open, stretch), self.brow_shift, self.eye_open = EXPRESSION[values["expression"]]
-        size = 1 + 0.17 * person.eye_size
-        self.eye_rx, self.eye_ry = EYE[person.eye_shape][0] * size, EYE[person.eye_shape][1] * size
-        self.eye_x, self.eye_y = 10.8 + 1.5 * person.eye_spacing, 0.0
+        (self.corner, self.middle, self.open,
+         stretch), self.brow_shift, self.eye_open = EXPRESSION[values["expression"]]
+        size, room = 1 + 0.2 * person.eye_size, self.cheek / 22.6
+        self.eye_x, self.eye_y = 11.1 * room + 1.4 * person.eye_spacing, 0.0
+        self.eye_rx = min(EYE[person.eye_shape][0] * size * (0.5 + 0.5 * room), self.eye_x - 1.2)
+        self.eye_ry = EYE[person.eye_shape][1] * size
         self.nose_y, self.mouth_y = NOSE_Y[person.nose] + 0.8 * person.nose_size, 19.5 + (bottom - 30) * 0.35
         self.mouth = (7.4 + 1.7 * person.mouth_width + (1.9 if person.lips == "wide" else 0)) * stretch
         self.ear_rx, self.ear_ry = 3.9 + 1.1 * person.ear_size, 6.2 + 1.9 * person.ear_size
@@ -78,7 +80,8 @@ class Head:
         return (1 - 0.05 * abs(self.turn)) if side * self.turn > 0 else 1.0
 
     def _outline(self) -> skia.Path:
-        half = [(self.temple * 0.55, -27.5), (self.temple * 0.93, -18.0), (self.cheek, -1.0), (self.jaw, self.bottom - 14),
+        half = [(self.temple * 0.55, -27.5), (self.temple * 0.93, -18.0), (self.cheek, -1.0),
+                (self.jaw, self.bottom - 14),
                 (self.chin + (self.jaw - self.chin) * 0.42, self.bottom - 4.2), (self.chin * 0.55, self.bottom - 0.5)]
         shift = 1.6 * self.turn
         right = [(x * self.edge(1) + shift * (y + 30) / 60, y) for x, y in half]
@@ -137,11 +140,16 @@ class Head:
         return darker(self.hair, 0.38)
 
     @property
+    def beard_color(self) -> Color:
+        """Beards are darker than the hair, dyed ones much, or they would look like lips."""
+        return darker(self.hair, 0.42 if self.person.hair_color == "pink" else 0.17)
+
+    @property
     def lip_color(self) -> Color:
         """The colour of the lips: made up for women, near the skin for men."""
         if self.person.presentation == "woman":
             return mix(self.skin, rgb(196, 24, 58), 0.68)
-        return mix(self.skin, rgb(146, 44, 48), 0.45)
+        return mix(self.skin, rgb(140, 36, 44), 0.56)
 
     def highlight(self) -> Color:
         """A light tint of the hair for strands."""

@@ -16,6 +16,7 @@ def rgb(r: float, g: float, b: float, a: float = 255) -> Color:
 
 
 WHITE, BLACK = rgb(255, 255, 255), rgb(20, 18, 24)
+_SKETCHBOOK, _WASH = (252, 249, 242), (255, 252, 246)  # the papers
 
 
 def channels(color: Color) -> tuple[int, int, int, int]:
@@ -27,7 +28,7 @@ def channels(color: Color) -> tuple[int, int, int, int]:
 def mix(a: Color, b: Color, share: float) -> Color:
     """Blend `share` of colour `b` into `a`; alpha stays that of `a`."""
     first, second = channels(a), channels(b)
-    return rgb(*(x + (y - x) * share for x, y in zip(first[:3], second[:3])), first[3])
+    return rgb(*(x + (y - x) * share for x, y in zip(first[:3], second[:3], strict=True)), first[3])
 
 
 def lighter(color: Color, share: float) -> Color:
@@ -54,9 +55,9 @@ def tone(style: str, color: Color) -> Color:
         out = [grey + (c - grey) * 1.26 for c in (r, g, b)]
         out = [(c - 128) * 1.08 + 134 for c in out]
     elif style == "sketch":
-        out = [(grey + (c - grey) * 0.8) * 0.48 + p * 0.52 for c, p in zip((r, g, b), (252, 249, 242))]
+        out = [(grey + (c - grey) * 0.85) * 0.42 + p * 0.58 for c, p in zip((r, g, b), _SKETCHBOOK, strict=True)]
     elif style == "watercolour":
-        out = [(grey + (c - grey) * 1.15) * 0.68 + p * 0.32 for c, p in zip((r, g, b), (255, 252, 246))]
+        out = [(grey + (c - grey) * 1.15) * 0.68 + p * 0.32 for c, p in zip((r, g, b), _WASH, strict=True)]
     elif style == "sepia":
         out = [48 + grey * 0.78, 30 + grey * 0.74, 16 + grey * 0.62]
     elif style == "noir":

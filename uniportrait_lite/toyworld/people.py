@@ -38,11 +38,11 @@ def pick(table: tuple, u: float, weights: tuple | None = None):
     if weights is None:
         return table[int(u * len(table))]
     u *= sum(weights)
-    for value, weight in zip(table, weights):
+    for value, weight in zip(table, weights, strict=False):
         u -= weight
         if u < 0:
-            return value
-    return table[-1]
+            break
+    return value
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,10 @@ class Person:
         seed = check_seed(seed)
         u = iter(uniforms(seed, _PERSON_STREAM, 32))
         values: dict = {name: pick(table, next(u)) for name, table in factors.IDENTITY.items()}
-        values["hair_color"] = pick(factors.HAIR_COLORS, next(u), _HAIR_COLOR)
+        dye = next(u)
         values["hair_style"] = pick(factors.HAIR_STYLES, next(u), _HAIR_STYLE[values["presentation"]])
+        bald = values["hair_style"] == "bald"  # who has only brows and a beard does not dye them
+        values["hair_color"] = pick(factors.HAIR_COLORS, dye, _HAIR_COLOR[:6] if bald else _HAIR_COLOR)
         beard, mole, freckles = pick(factors.BEARDS, next(u), _BEARD), pick(factors.MOLES, next(u), _MOLE), next(u)
         values["beard"] = beard if values["presentation"] == "man" else "none"
         values["mole"] = mole

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .drawing import head_masks, render
-from .factors import AGES, EXPRESSIONS, FACE_SCENE, GLASSES, HATS, SCENE, STYLES
+from .factors import FACE_SCENE, SCENE
 from .head import Head
 from .people import Person, check_seed, pick, uniforms
 
@@ -24,7 +24,7 @@ _WEIGHTS = {  # by position in the tables of `factors`; the others are even
     "expression": (22, 23, 14, 14, 13, 14), "glasses": (60, 14, 14, 12), "hat": (55, 9, 9, 9, 9, 9), "age": (85, 15),
     "style": (50, 10, 10, 10, 10, 10),
 }
-assert all(len(_WEIGHTS[k]) == len(t) for k, t in {"expression": EXPRESSIONS, "glasses": GLASSES, "hat": HATS, "age": AGES, "style": STYLES}.items())
+_MEN = {"clothes": (18, 18, 18, 18, 2, 18)}  # a man in a dress is drawn when asked for, and now and then
 _MOTION = ("turn", "tilt", "gaze")
 
 
@@ -32,7 +32,8 @@ _MOTION = ("turn", "tilt", "gaze")
 class Face:
     """One person in one scene, with the truth in pixels of the picture.
 
-    box: (x0, y0, x1, y1), from the top of the forehead to the chin and from ear to ear. landmarks: float32 (5, 2), left eye, right
+    box: (x0, y0, x1, y1), from the top of the forehead to the chin and from ear to ear. landmarks: float32 (5,
+                                                                                                             2), left eye, right
     eye, nose tip, left and right mouth corner, as seen in the picture. attributes: the values of `factors.FACE_SCENE`
     with turn (-1..1), tilt (degrees, clockwise) and gaze (dx, dy in -1..1). mask: bool (H, W), what is visible of the
     head with hair and hat; drawn when first asked for.
@@ -54,11 +55,13 @@ class Face:
 class Scene:
     """A drawn picture (`.image`, `.pixels`) and the truth about it (`.faces` left to right, `.caption`, ...)."""
 
-    def __init__(self, heads: list[Head], background: str, style: str, light: str, variation: list[float], seed: int, scale: int) -> None:
+    def __init__(self, heads: list[Head], background: str, style: str, light: str, variation: list[float], seed: int,
+                 scale: int) -> None:
         self.background, self.style, self.light, self.seed, self.scale = background, style, light, seed, scale
         self._heads, self._width = heads, 64 * (len(heads) + 1)
         self.pixels = render(heads, background, style, variation, self._width, scale)
-        self.faces = [Face(head.person, tuple(v * scale for v in head.box()), head.landmarks() * np.float32(scale), head.values, self, i)
+        self.faces = [Face(head.person, tuple(v * scale for v in head.box()), head.landmarks() * np.float32(scale),
+                           head.values, self, i)
                       for i, head in enumerate(heads)]
 
     @cached_property
@@ -76,7 +79,8 @@ class Scene:
     def caption(self) -> str:
         """A sentence in plain English about the picture; the same for the same seed."""
         from .captions import caption
-        return caption([face.person for face in self.faces], [face.attributes for face in self.faces], self.background, self.style, self.light,
+        return caption([face.person for face in self.faces], [face.attributes for face in self.faces], self.background,
+                       self.style, self.light,
                        seed=self.seed)
 
     def __repr__(self) -> str:
@@ -84,7 +88,8 @@ class Scene:
 
 
 def _number(name: str, value: object, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer,
+                                                         np.floating)) or not low <= value <= high:
         raise ValueError(f"{name} is a number from {low:g} to {high:g}, not {value!r}")
     return float(value)
 
@@ -105,7 +110,9 @@ def _checked(name: str, value: object):
 
 def _each(name: str, value: object, count: int) -> list:
     """One checked value for each person: the same for all, or a list with one each."""
-    listed = isinstance(value, (list, tuple)) and not (name == "gaze" and len(value) == 2 and all(isinstance(v, (int, float)) for v in value))
+    listed = isinstance(value, (list, tuple)) and not (name == "gaze" and len(value) == 2 and all(isinstance(v,
+                                                                                                             (int,
+                                                                                                              float)) for v in value))
     if not listed:
         return [_checked(name, value)] * count
     if len(value) != count:
@@ -122,7 +129,8 @@ def group(people: Sequence[Person], seed: int = 0, *, scale: int = 1, **fixed) -
     """Draw one to five people side by side, left to right.
 
     The canvas is 64 * (people + 1) x 128 pixels, times `scale` (the same scene, larger). `fixed` sets any of
-    `factors.FACE_SCENE` and `factors.SCENE`, `turn` (-1..1), `tilt` (-15..15 degrees), `gaze` (dx, dy in -1..1); what belongs to a
+    `factors.FACE_SCENE` and `factors.SCENE`, `turn` (-1..1), `tilt` (-15..15 degrees), `gaze` (dx,
+                                                                                                dy in -1..1); what belongs to a
     face may be a list, one for each. All else comes from the seed. Raises ValueError for what does not exist.
     """
     people = list(people)
@@ -135,14 +143,16 @@ def group(people: Sequence[Person], seed: int = 0, *, scale: int = 1, **fixed) -
     for name in fixed:
         if name not in names:
             raise ValueError(f"there is no {name!r} to set; there are {', '.join(names)}, scale")
-    given = {name: _each(name, value, len(people)) if name not in SCENE else _checked(name, value) for name, value in fixed.items()}
+    given = {name: _each(name, value, len(people)) if name not in SCENE else _checked(name, value) for name,
+             value in fixed.items()}
     u = iter(uniforms(seed, _SCENE_STREAM, 12 + 24 * len(people)))
     place = {name: pick(table, next(u), _WEIGHTS.get(name)) for name, table in SCENE.items()}
     place |= {name: given[name] for name in SCENE if name in given}
     variation = [next(u) for _ in range(9)]
     heads = []
     for i, person in enumerate(people):
-        values = {name: pick(table, next(u), _WEIGHTS.get(name)) for name, table in FACE_SCENE.items()}
+        weights = _WEIGHTS | (_MEN if person.presentation == "man" else {})
+        values = {name: pick(table, next(u), weights.get(name)) for name, table in FACE_SCENE.items()}
         values["turn"] = _normal(next(u), next(u), 0.4, 1)
         values["tilt"] = _normal(next(u), next(u), 5, 15)
         values["gaze"] = (_normal(next(u), next(u), 0.4, 1), _normal(next(u), next(u), 0.3, 1))
@@ -160,7 +170,8 @@ def portrait(person: Person, seed: int = 0, **fixed) -> Scene:
 
 
 def reference(person: Person, seed: int = 0) -> Scene:
-    """A picture to know a person by: photo style, eyes and hair uncovered, a quiet expression, turned a little at most."""
+    """A picture to know a person by: photo style, eyes and hair uncovered, a quiet expression, hardly turned."""
     u = uniforms(check_seed(seed), _SCENE_STREAM + 1, 8)
     return portrait(person, seed, style="photo", hat="none", expression=pick(("neutral", "smile"), u[0]), age="young",
-                    glasses=pick(("none", "round", "square"), u[1], (80, 10, 10)), turn=0.5 * u[2] - 0.25, tilt=8 * u[3] - 4)
+                    glasses=pick(("none", "round", "square"), u[1],
+                                 (80, 10, 10)), turn=0.5 * u[2] - 0.25, tilt=8 * u[3] - 4)
