@@ -1,0 +1,57 @@
+"""The recipe of the tiny face recogniser: an IR-ResNet, trained with CurricularFace on drawn people."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from uniportrait_lite.backbone import CurricularFace, IRConfig, IRResNet, verification
+from uniportrait_lite.toyworld.pretrain import recognition
+from uniportrait_lite.toyworld.pretrain.data import load_scenes
+
+
+@dataclass
+class RecogniserConfig:
+    """Ten scenes of each person; the margin rises from 0 over the first `margin_steps`."""
+
+    out: str = "runs/recogniser"
+    folder: str = "data/tiny/recogniser"
+    scenes: int = 40_000
+    unseen: int = 3000  # portraits of 300 people outside all trainings, for the metrics
+    batch: int = 96
+    steps: int | None = 3000
+    hours: float | None = None
+    lr: float = 2e-3
+    muon_lr: float | None = 0.02
+    weight_decay: float = 0.02
+    warmup: int = 50
+    scale: float = 28.0
+    margin: float = 0.35
+    margin_steps: int = 400
+    jitter: float = 1.5  # pixels
+    precision: str = "bf16"
+    seed: int = 1
+    evaluate_every: int = 300
+    checkpoint_every: float = 60.0
+
+
+def run(**overrides) -> dict:
+    """Trains the recogniser and writes config.json, model.safetensors and metrics.json into `folder`.
+
+    Overrides are the fields of `RecogniserConfig`. Started again, goes on from the last checkpoint in `out`.
+    """
+    config = RecogniserConfig(**overrides)
+    scenes, unseen = load_scenes("portraits", config.scenes), load_scenes("unseen", config.unseen)
+    torch.manual_seed(config.seed)
+    network = IRResNet(IRConfig())
+    head = CurricularFace(network.config.embedding, len(scenes.spec.people), config.scale, config.margin)
+    batches = recognition.FaceBatches(scenes, config.batch, recognition.twice_resampled, config.jitter)
+    history = recognition.fit(
+        config, network, head, batches, recognition.evaluator(unseen, min(900, config.unseen), batches.cropper)
+    )
+    network.cpu().save(config.folder)
+    shipped = IRResNet.from_pretrained(config.folder)
+    metrics = verification(*recognition.embed(shipped, unseen, config.unseen, batches.cropper))
+    report = recognition.summary(history, asdict(config), metrics)
+    recognition.write_json(Path(config.folder) / "metrics.json", report)
+    return report
