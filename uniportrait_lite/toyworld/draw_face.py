@@ -99,7 +99,7 @@ def _beard_area(pen: Pen, head: Head) -> None:
                    (x(0, 18), m - 5.4), (x(7.5, 17), m - 7.2), (x(head.jaw * 0.74, 12), m - 7.5),
                    (head.cheek * 0.86 + 2 * head.turn, top), (40, top - 4), (40, 44), (-40, 44)], 0.8)
     if beard == "stubble":
-        pen.fill(area, alpha(mix(head.brow_color, head.skin_line, 0.4), 0.36), outline=False)
+        pen.fill(area, alpha(mix(head.beard_color, head.skin_line, 0.4), 0.36), outline=False)
     else:
         pen.fill(area, head.beard_color, outline=pen.style in ("comic", "sketch"))
 

@@ -141,8 +141,10 @@ class Head:
 
     @property
     def beard_color(self) -> Color:
-        """Beards are darker than the hair, dyed ones much, or they would look like lips."""
-        return darker(self.hair, 0.42 if self.person.hair_color == "pink" else 0.17)
+        """Beards are a little darker than the hair, and nobody dyes them: pink ones would look like lips."""
+        if self.person.hair_color in ("pink", "blue"):
+            return mix(self.hair, rgb(54, 34, 36), 0.78)
+        return darker(self.hair, 0.17)
 
     @property
     def lip_color(self) -> Color:

@@ -59,7 +59,7 @@ def tone(style: str, color: Color) -> Color:
     elif style == "watercolour":
         out = [(grey + (c - grey) * 1.15) * 0.68 + p * 0.32 for c, p in zip((r, g, b), _WASH, strict=True)]
     elif style == "sepia":
-        out = [48 + grey * 0.78, 30 + grey * 0.74, 16 + grey * 0.62]
+        out = [38 + grey * 0.84, 23 + grey * 0.78, 11 + grey * 0.64]
     elif style == "noir":
         out = [(grey - 118) * 1.35 + 118] * 3
     else:

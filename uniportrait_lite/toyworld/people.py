@@ -41,8 +41,8 @@ def pick(table: tuple, u: float, weights: tuple | None = None):
     for value, weight in zip(table, weights, strict=False):
         u -= weight
         if u < 0:
-            break
-    return value
+            return value
+    return table[len(weights) - 1]
 
 
 @dataclass(frozen=True)
