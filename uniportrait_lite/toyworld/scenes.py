@@ -33,7 +33,7 @@ class Face:
     """One person in one scene, with the truth in pixels of the picture.
 
     box: (x0, y0, x1, y1), from the top of the forehead to the chin and from ear to ear. landmarks: float32 (5, 2),
-    left eye, right eye, nose tip, left and right mouth corner, as seen in the picture. attributes: the values of `factors.FACE_SCENE`
+    left eye, right eye, nose tip, left and right mouth corner, as seen in the picture. attributes: `FACE_SCENE`'s keys
     with turn (-1..1), tilt (degrees, clockwise) and gaze (dx, dy in -1..1). mask: bool (H, W), what is visible of the
     head with hair and hat; drawn when first asked for.
     """
@@ -127,8 +127,9 @@ def group(people: Sequence[Person], seed: int = 0, *, scale: int = 1, **fixed) -
     """Draw one to five people side by side, left to right.
 
     The canvas is 64 * (people + 1) x 128 pixels, times `scale` (the same scene, larger). `fixed` sets any of
-    `factors.FACE_SCENE` and `factors.SCENE`, `turn` (-1..1), `tilt` (-15..15 degrees), `gaze` (dx, dy in -1..1);
-    what belongs to a face may be a list, one for each. All else comes from the seed. Raises ValueError for what does not exist.
+    `factors.FACE_SCENE` and `factors.SCENE`, `turn` (-1..1), `tilt` (-15..15 degrees), `gaze` (dx, dy in -1..1); what
+    belongs to a face may be a list, one for each. All else comes from the seed. Raises ValueError for what does not
+    exist.
     """
     people = list(people)
     if not 1 <= len(people) <= MAX_PEOPLE or not all(isinstance(p, Person) for p in people):
