@@ -1,4 +1,4 @@
-"""Decoupled cross-attention: how ID tokens enter a U-Net (paper, section 3.2), and its LoRA.
+"""Decoupled cross-attention: how ID tokens enter a U-Net, and its LoRA (paper: injection of the ID embedding).
 
 Each cross-attention layer keeps its text branch and gains keys and values of its own for ID tokens:
 
@@ -10,7 +10,8 @@ holds weights only: two threads, or two pipelines, never meet. ControlNets are g
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -181,18 +182,26 @@ def attach_id_attention(unet: UNet2DConditionModel) -> IDAttention:
 def add_lora(unet: UNet2DConditionModel, rank: int, adapter_name: str = "single_id") -> None:
     """Adds a peft adapter on q, k, v and out of every self- and cross-attention, at first without effect.
 
-    The paper has rank 128. Leaves the adapter trainable and active, and the U-Net's other parameters as they were.
+    The paper has rank 128. Leaves the adapter trainable and active, and other adapters and parameters as they were.
     """
     if rank < 1:
         raise ConfigError(f"the LoRA's rank is at least 1, not {rank}")
-    trainable = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS)), adapter_name=adapter_name)
-    for parameter in trainable:
-        parameter.requires_grad_(True)
+    trainable = {parameter: parameter.requires_grad for parameter in unet.parameters()}
+    active = {module: list(module.active_adapters) for module in unet.modules() if isinstance(module, LoraLayer)}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
+        unet.add_adapter(
+            LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS)), adapter_name=adapter_name
+        )
+    for layer, others in active.items():  # peft has switched them off
+        layer.set_adapter([*others, adapter_name])
+    for parameter, was in trainable.items():  # and frozen all that is not the new adapter
+        parameter.requires_grad_(was)
 
 
 def remove_lora(unet: UNet2DConditionModel, adapter_name: str = "single_id") -> None:
     """Deletes the adapter; without another one left the layers are plain again."""
+    use_lora(lora_layers(unet, adapter_name).values(), False, adapter_name)  # else peft switches another one on
     unet.delete_adapters(adapter_name)
     if not getattr(unet, "peft_config", None):  # diffusers drops it with the last adapter
         unet.unload_lora()
@@ -216,9 +225,9 @@ def lora_parameters(unet: UNet2DConditionModel, adapter_name: str = "single_id")
     return weights
 
 
-def use_lora(unet: UNet2DConditionModel, on: bool, adapter_name: str = "single_id") -> None:
-    """Switches the adapter on or off and leaves the user's other adapters as they are."""
-    for layer in lora_layers(unet, adapter_name).values():
+def use_lora(layers: Iterable[LoraLayer], on: bool, adapter_name: str = "single_id") -> None:
+    """Switches the adapter of `lora_layers` on or off and leaves the user's other adapters as they are."""
+    for layer in layers:
         active = list(layer.active_adapters)
         if on != (adapter_name in active):
             others = [name for name in active if name != adapter_name]

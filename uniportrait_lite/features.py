@@ -1,4 +1,4 @@
-"""From aligned face crops to intrinsic ID features and face structure features (paper, section 3.2)."""
+"""From aligned face crops to intrinsic ID features and face structure features (paper: ID embedding module)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class IDFeatures(NamedTuple):
 
     @staticmethod
     def of_references(references: list[IDFeatures]) -> IDFeatures:
-        """Several references of one identity: their features concatenated along the sequence (section 3.2)."""
+        """Several references of one identity: their features concatenated along the sequence (paper: ID embedding)."""
         return IDFeatures(*(torch.cat(parts, dim=1) for parts in zip(*references, strict=True)))
 
 

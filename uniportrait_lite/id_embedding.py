@@ -1,4 +1,4 @@
-"""The ID embedding module: a Q-Former from face features to 16 ID tokens (paper, section 3.2, figure 3)."""
+"""The ID embedding module: a Q-Former from face features to 16 ID tokens (paper: ID embedding module)."""
 
 from __future__ import annotations
 
