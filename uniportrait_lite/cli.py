@@ -1,0 +1,272 @@
+"""The command line: portraits, comparisons, trainings and evaluations.
+
+Modules that do the work are imported when their command runs, so that help comes at once. Exit codes: 0 done, 1 an
+error that the user can mend (its message alone on stderr), 2 wrong usage.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from uniportrait_lite import __version__
+from uniportrait_lite.errors import UniPortraitError
+
+PROGRAM = "python -m uniportrait_lite"
+RECIPES = ("vae", "clip", "recogniser", "judge", "reader", "detector", "unet", "all")
+
+_EPILOG = f"""\
+examples:
+  {PROGRAM} demo
+      the people in data/faces, each in four portraits: outputs/portraits.png
+  {PROGRAM} portrait --face data/faces/ann.png --prompt "a portrait of a woman in the snow" --out ann.png
+      one portrait of your own wording
+  {PROGRAM} compare data/faces/ann.png ann.png
+      how alike the judge finds the two
+
+`{PROGRAM} COMMAND --help` explains each command.
+"""
+
+_PORTRAIT = f"""\
+What happens: the face is found and aligned, an ID embedding is made of it, and the diffusion model listens to it beside
+the prompt. The prompt says all that should differ from the reference: hat, glasses, clothes, expression, place, style.
+
+examples:
+  {PROGRAM} portrait --face ann.png --prompt "a smiling woman with a red beret" --out out.png
+  {PROGRAM} portrait --face ann_1.png --face ann_2.png --prompt "a woman, comic style" --out out.png
+      two references of the same person hold more of them than one
+  {PROGRAM} portrait --face crowd.png --which largest --prompt "a man at the beach" --out out.png
+      a picture with several faces: the largest one, or a number from left to right, from 0
+  {PROGRAM} portrait --face ann.png --prompt "a woman" --num-images 4 --out out.png
+      out_1.png to out_4.png, which differ in their noise
+"""
+
+_COMPARE = f"""\
+The judge is a face recogniser that no other part of the project uses or was trained with. 1 is the same picture;
+two pictures of the same person, and of two people, come out as data/README.md says.
+
+example:
+  {PROGRAM} compare data/faces/ann.png data/faces/ann_2.png
+"""
+
+_DEMO = f"""\
+The picture has a row for each person: the reference, then the portraits. The table says how alike each portrait is to
+its reference and, for comparison, to the other people's.
+
+examples:
+  {PROGRAM} demo
+  {PROGRAM} demo --faces my_faces --out outputs/mine.png --seed 3
+"""
+
+_PRETRAIN = f"""\
+Each recipe draws its own data (nothing is downloaded), trains, and writes into data/tiny with a record of settings,
+steps, seconds, curve and metrics. Stopped at any moment, the same command goes on from its last checkpoint in runs/.
+`all` runs them in the order in which they need each other. Any setting of a recipe is a flag (--settings lists them).
+
+examples:
+  {PROGRAM} pretrain vae --settings
+  {PROGRAM} pretrain vae --hours 0.5
+  {PROGRAM} pretrain unet --steps 200 --out runs/try --folder runs/try/sd
+      a short try that leaves data/tiny as it is
+  {PROGRAM} pretrain all
+"""
+
+_TRAIN = f"""\
+stages:
+  single_id   the ID embedding, its attention layers and a LoRA learn to draw any one person
+
+examples:
+  {PROGRAM} train single_id --profile tiny
+  {PROGRAM} train single_id --help
+      every setting of the stage; a YAML file of settings is --config FILE
+"""
+
+_EVALUATE = f"""\
+protocols:
+  identity   people whom no network was trained on: how alike portraits are to their references, how well prompts are
+             followed, beside the ceiling (real pictures), the floor (other people) and the ablations
+
+examples:
+  {PROGRAM} evaluate identity --profile tiny
+  {PROGRAM} evaluate identity --help
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each sets `run`, a function of the parsed arguments and what is left over."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Portraits of people from reference pictures of their faces (UniPortrait, arXiv 2408.05939).",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"uniportrait-lite {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run, help: str, epilog: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=help,
+            description=help[0].upper() + help[1:] + ".",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        added.set_defaults(run=run, parser=added)
+        return added
+
+    portrait = command("portrait", _portrait, "draw portraits of the person on your pictures", _PORTRAIT)
+    portrait.add_argument(
+        "--face",
+        action="append",
+        required=True,
+        metavar="PATH",
+        help="a picture of the person; give it again for more pictures of the same person",
+    )
+    portrait.add_argument("--prompt", required=True, metavar="TEXT", help="what the portrait should show")
+    portrait.add_argument("--out", required=True, metavar="FILE", help="where to save it (.png, .jpg or .webp)")
+    portrait.add_argument(
+        "--which",
+        type=_which,
+        metavar="largest|N",
+        help="which face of a picture with several: the largest, or a number from left to right",
+    )
+    portrait.add_argument("--seed", type=int, default=0, help="another seed, another portrait (default: 0)")
+    portrait.add_argument("--num-images", type=_count, default=1, metavar="N", help="how many portraits (default: 1)")
+    portrait.add_argument("--steps", type=_count, help="denoising steps: more are slower and finer")
+    portrait.add_argument("--guidance", type=float, help="how strongly prompt and face are followed")
+    portrait.add_argument("--id-scale", type=float, help="how strongly the face is followed; 0 ignores it")
+    portrait.add_argument(
+        "--structure-scale", type=float, help="how much of the reference's pose and fine structure comes along"
+    )
+    portrait.add_argument("--profile", default="tiny", help="which set of weights (default: tiny)")
+
+    compare = command("compare", _compare, "say how alike the faces on two pictures are", _COMPARE)
+    compare.add_argument("a", metavar="A", help="a picture with one face")
+    compare.add_argument("b", metavar="B", help="another")
+
+    demo = command("demo", _demo, "draw each person of a folder in four portraits, and say how alike they are", _DEMO)
+    demo.add_argument(
+        "--faces",
+        default="data/faces",
+        metavar="FOLDER",
+        help="reference pictures; NAME_2.png is another picture of NAME.png's person (default: %(default)s)",
+    )
+    demo.add_argument("--out", default="outputs/portraits.png", metavar="FILE", help="(default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="(default: 0)")
+
+    pretrain = command("pretrain", _pretrain, "train the networks of the tiny profile from nothing", _PRETRAIN)
+    pretrain.add_argument("recipe", choices=RECIPES, help="which network")
+    pretrain.add_argument("--settings", action="store_true", help="list the recipe's settings, and train nothing")
+
+    for name, run, help, epilog, choices in (
+        ("train", _train, "train the identity modules on top of a profile's frozen networks", _TRAIN, _STAGES),
+        ("evaluate", _evaluate, "measure portraits of people who were never trained on", _EVALUATE, _PROTOCOLS),
+    ):
+        added = command(name, run, help, epilog)
+        inner = added.add_subparsers(dest="what", metavar="|".join(choices), required=True)
+        for choice in choices:
+            inner.add_parser(choice, add_help=False, allow_abbrev=False)  # its own --help is the module's
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code (argparse itself exits with 2 where the usage is wrong)."""
+    args, rest = build_parser().parse_known_args(argv)
+    try:
+        args.run(args, rest)
+    except UniPortraitError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+def _portrait(args: argparse.Namespace, rest: list[str]) -> None:
+    _no_more(args, rest)
+    import uniportrait_lite
+    from uniportrait_lite.pictures import save_picture
+
+    up = uniportrait_lite.load(args.profile)
+    identity = up.identity(args.face, face=args.which)
+    names = ("steps", "guidance", "id_scale", "structure_scale")
+    knobs = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    out = up(args.prompt, [identity], seed=args.seed, num_images=args.num_images, **knobs)
+    for image, target in zip(out.images, _targets(Path(args.out), args.num_images), strict=True):
+        print(save_picture(image, target))
+
+
+def _compare(args: argparse.Namespace, rest: list[str]) -> None:
+    _no_more(args, rest)
+    from uniportrait_lite.evaluation import face_similarity
+
+    print(f"similarity {face_similarity(args.a, args.b):.3f}")
+
+
+def _demo(args: argparse.Namespace, rest: list[str]) -> None:
+    _no_more(args, rest)
+    from uniportrait_lite import demo
+
+    demo.run(args.faces, args.out, seed=args.seed)
+
+
+def _pretrain(args: argparse.Namespace, rest: list[str]) -> None:
+    from uniportrait_lite.toyworld.pretrain import flags, run
+
+    if args.settings:
+        print(flags.listing(args.recipe))
+    else:
+        run(args.recipe, **flags.read(args.recipe, rest))
+
+
+def _train(args: argparse.Namespace, rest: list[str]) -> None:
+    _STAGES[args.what]()(rest)
+
+
+def _evaluate(args: argparse.Namespace, rest: list[str]) -> None:
+    _PROTOCOLS[args.what]()(rest)
+
+
+def _single_id():
+    from uniportrait_lite.training.single_id import main
+
+    return main
+
+
+def _identity():
+    from uniportrait_lite.evaluation.identity import main
+
+    return main
+
+
+_STAGES = {"single_id": _single_id}
+_PROTOCOLS = {"identity": _identity}
+
+
+# --- what they are given ----------------------------------------------------------------------------------------------
+def _no_more(args: argparse.Namespace, rest: list[str]) -> None:
+    if rest:
+        args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+
+
+def _which(text: str) -> str | int:
+    if text == "largest":
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'largest' or the number of a face from 0, not {text!r}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def _targets(out: Path, count: int) -> list[Path]:
+    if count == 1:
+        return [out]
+    return [out.with_name(f"{out.stem}_{number}{out.suffix}") for number in range(1, count + 1)]

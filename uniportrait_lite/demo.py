@@ -1,0 +1,149 @@
+"""The demonstration: each person of a folder of faces in four portraits, and how alike they are."""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from uniportrait_lite.errors import NoFaceError, PictureError
+from uniportrait_lite.pictures import read_picture, save_picture
+
+PROMPTS = (
+    "a portrait of a person, smiling, at the beach",
+    "a portrait of a person, wearing a red beret and a blue suit, in the city",
+    "a portrait of a person, looking surprised, wearing a green beanie, in the snow",
+    "a portrait of a person, comic style",
+)
+CELL, GAP, HEADER, LABEL = 192, 8, 44, 18  # pixels of the picture that is saved
+
+
+@dataclass
+class Portrait:
+    """One portrait and what was measured on it: similarities are None where no face was found."""
+
+    image: Image.Image
+    own: float | None
+    others: float | None
+    seconds: float
+
+
+def people_in(folder: str | Path) -> dict[str, list[Path]]:
+    """Name -> the person's pictures: NAME.png first, then NAME_2.png and so on. PictureError for an empty folder."""
+    folder = Path(folder)
+    people: dict[str, list[Path]] = {}
+    suffixes = (".png", ".jpg", ".jpeg", ".webp")
+    for path in folder.glob("*"):
+        if path.suffix.lower() in suffixes and not path.name.startswith("."):
+            people.setdefault(re.sub(r"_\d+$", "", path.stem), []).append(path)
+    if not people:
+        raise PictureError(f"there are no pictures in {folder}: put one of each person there, as {folder / 'name.png'}")
+    return {name: sorted(people[name], key=lambda path: (len(path.stem), path.name)) for name in sorted(people)}
+
+
+def run(faces: str | Path = "data/faces", out: str | Path = "outputs/portraits.png", seed: int = 0) -> Path:
+    """Draw everyone in `faces` four times, save all as one picture, print a table; returns the picture's path."""
+    started = time.perf_counter()
+    people = people_in(faces)
+    references = {name: read_picture(paths[0]) for name, paths in people.items()}
+
+    import uniportrait_lite
+    from uniportrait_lite.evaluation import face_similarity
+
+    up = uniportrait_lite.load("tiny")
+    print(f"loaded in {time.perf_counter() - started:.1f} s")
+    similarity = _or_none(face_similarity)
+    rows: dict[str, list[Portrait]] = {}
+    for name, reference in references.items():
+        identity = up.identity(reference)
+        rows[name] = []
+        for prompt in PROMPTS:
+            began = time.perf_counter()
+            image = up(prompt, [identity], seed=seed).images[0]
+            seconds = time.perf_counter() - began
+            others = [similarity(image, other) for key, other in references.items() if key != name]
+            rows[name].append(Portrait(image, similarity(image, reference), _mean(others), seconds))
+    path = save_picture(grid(references, rows), out)
+    print(table(rows))
+    pairs = [similarity(read_picture(p), references[name]) for name, paths in people.items() for p in paths[1:]]
+    if (real := _mean(pairs)) is not None:
+        print(f"two real pictures of one person: {real:.2f}")
+    print(f"{path}: {sum(map(len, rows.values()))} portraits, {time.perf_counter() - started:.0f} s in all")
+    return path
+
+
+def table(rows: dict[str, list[Portrait]]) -> str:
+    """The measurements as text: a line for each portrait, and the means."""
+    lines = [f"{'person':10} {'to its reference':>16} {'to other people':>15} {'seconds':>8}  prompt"]
+
+    def line(name: str, portraits: Sequence[Portrait], prompt: str) -> str:
+        own, others = _mean([p.own for p in portraits]), _mean([p.others for p in portraits])
+        seconds = sum(p.seconds for p in portraits) / len(portraits)
+        shown = ["no face" if value is None else f"{value:.2f}" for value in (own, others)]
+        return f"{name:10} {shown[0]:>16} {shown[1]:>15} {seconds:8.1f}  {prompt}"
+
+    for name, portraits in rows.items():
+        lines += [line(name, [portrait], prompt) for portrait, prompt in zip(portraits, PROMPTS, strict=True)]
+    lines.append(line("mean", [portrait for portraits in rows.values() for portrait in portraits], ""))
+    return "\n".join(lines)
+
+
+def grid(references: dict[str, Image.Image], rows: dict[str, list[Portrait]]) -> Image.Image:
+    """A row for each person: the reference, then the portraits, with prompts above and similarities below."""
+    columns = len(PROMPTS) + 1
+    width, height = columns * (CELL + GAP) + GAP, HEADER + len(rows) * (CELL + LABEL + GAP) + GAP
+    picture = Image.new("RGB", (width, height), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+    titles = ["reference", *(prompt.removeprefix("a portrait of a person, ") for prompt in PROMPTS)]
+    for column, title in enumerate(titles):
+        text = _wrapped(title, lambda words: draw.textlength(words, font) <= CELL)
+        draw.multiline_text((GAP + column * (CELL + GAP), GAP), text, "black", font, spacing=2)
+    for row, (name, portraits) in enumerate(rows.items()):
+        labels = [name, *("no face found" if p.own is None else f"similarity {p.own:.2f}" for p in portraits)]
+        y = HEADER + row * (CELL + LABEL + GAP)
+        for column, (image, label) in enumerate(
+            zip([references[name], *(p.image for p in portraits)], labels, strict=True)
+        ):
+            x = GAP + column * (CELL + GAP)
+            small = (
+                image.copy() if max(image.size) > CELL else image.resize(_fitted(image.size), Image.Resampling.BICUBIC)
+            )
+            small.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
+            picture.paste(small, (x + (CELL - small.width) // 2, y + (CELL - small.height) // 2))
+            draw.text((x, y + CELL + 2), label, "black", font)
+    return picture
+
+
+def _fitted(size: tuple[int, int]) -> tuple[int, int]:
+    scale = CELL / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _wrapped(text: str, fits: Callable[[str], bool]) -> str:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if fits(longer):
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(lines)
+
+
+def _or_none(similarity: Callable) -> Callable[..., float | None]:
+    """The same measure, None where a face is missing: a portrait may fail, and the table says so."""
+
+    def measured(a: Image.Image, b: Image.Image) -> float | None:
+        try:
+            return float(similarity(a, b))
+        except NoFaceError:
+            return None
+
+    return measured
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

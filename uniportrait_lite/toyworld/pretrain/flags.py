@@ -1,0 +1,70 @@
+"""Settings of the recipes as flags of the command line: any field of a recipe's dataclass, under its name."""
+
+import ast
+import importlib
+from dataclasses import fields, is_dataclass
+
+from uniportrait_lite.errors import ConfigError
+from uniportrait_lite.toyworld.pretrain import NAMES
+
+
+def defaults(recipe: str) -> dict[str, object]:
+    """The settings of a recipe: the fields of its module's dataclass that says for how many steps to train."""
+    module = importlib.import_module(f"uniportrait_lite.toyworld.pretrain.{recipe}")
+    for value in vars(module).values():
+        if is_dataclass(value) and value.__module__ == module.__name__:
+            settings = {field.name: field.default for field in fields(value)}
+            if "steps" in settings:
+                return settings
+    raise TypeError(f"{module.__name__} has no dataclass of its settings")
+
+
+def listing(recipe: str) -> str:
+    """The settings of one recipe, or of "all", with their defaults, one a line."""
+    lines = []
+    for name in _recipes(recipe):
+        lines += [name, *(f"  --{key.replace('_', '-')} {value}" for key, value in defaults(name).items())]
+    return "\n".join(lines)
+
+
+def read(recipe: str, words: list[str]) -> dict[str, object]:
+    """`--key value` and `--key=value` as settings of a recipe or of "all"; ConfigError where they cannot be."""
+    settings = {}
+    words = list(words)
+    while words:
+        name, equals, text = words.pop(0).partition("=")
+        if not name.startswith("--") or not name[2:]:
+            raise ConfigError(f"expected --setting value, not {name!r}")
+        if not equals:
+            if not words or words[0].startswith("--"):
+                raise ConfigError(f"{name} needs a value, as in {name} 3")
+            text = words.pop(0)
+        settings[name[2:].replace("-", "_")] = text
+    if recipe == "all" and {"out", "folder"} & set(settings):
+        raise ConfigError("`pretrain all` keeps each network in its own folder: give --out and --folder to one recipe")
+    values = {}
+    for each in _recipes(recipe):
+        known = defaults(each)
+        for name, text in settings.items():
+            if name not in known:
+                raise ConfigError(f"{each} has no setting {name!r}; it has {', '.join(known)}")
+            values[name] = _value(name, text, known[name])
+    return values
+
+
+def _recipes(recipe: str) -> tuple[str, ...]:
+    return NAMES if recipe == "all" else (recipe,)
+
+
+def _value(name: str, text: str, default: object) -> object:
+    """A flag's text as the kind of value that its setting has."""
+    if isinstance(default, str):
+        return text
+    try:
+        value = ast.literal_eval({"none": "None", "true": "True", "false": "False"}.get(text.lower(), text))
+    except (ValueError, SyntaxError):
+        value = text
+    number = (int, float, type(None))
+    if type(value) is not type(default) and not (isinstance(value, number) and isinstance(default, number)):
+        raise ConfigError(f"{name} cannot be {text!r}; its default is {default!r}")
+    return value
