@@ -1,0 +1,156 @@
+"""Samples of the single-ID stage: latents, face features and captions of drawn portraits, kept on disk."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from uniportrait_lite.features import FaceFeatures
+from uniportrait_lite.toyworld import captions, sentences, wording
+from uniportrait_lite.toyworld.pretrain import data as world
+from uniportrait_lite.toyworld.pretrain.latents import load_latents
+from uniportrait_lite.toyworld.pretrain.recognition import crop, numpy_rng
+from uniportrait_lite.training.store import Store, digest
+
+CROP = 224  # pixels of an aligned face
+JITTER = 0.01  # of the face's width: how far landmarks are moved before a crop, as a detector would miss them
+CAPTIONS = 4  # different captions kept of each scene
+DETAILS = {"scene": 0.70, "short": 0.15, "full": 0.15}  # identity has to come from the ID tokens, text gives the rest
+
+
+@dataclass
+class Batch:
+    """One training batch of B samples.
+
+    latents and noise float32 (B,c,h,w); timesteps int64 (B,); text token ids int64 (B,48); F_r float32 (B,L_r,C_r)
+    and F_s float32 (B,L_s,C_s); box float32 (B,4), left, top, right and bottom of the face in shares of the picture;
+    active bool (B,), whether the ID branch is on.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    text: Tensor
+    intrinsic: Tensor
+    structure: Tensor
+    box: Tensor
+    active: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+
+class PortraitData:
+    """What the frozen networks make of a rendered set of portraits, and draws from it.
+
+    `folders` are those of `vae`, `backbone`, `clip` and `tokenizer`. Latents depend on the VAE, the store `faces` on
+    backbone and CLIP, the store `captions` on the tokenizer and the wording, each by a digest of its own: new weights
+    of one leave the others' arrays in use, and no stale array is ever read.
+    """
+
+    def __init__(self, name: str, count: int, features: FaceFeatures, tokenizer, folders: dict[str, Path]):
+        self.scenes = world.load_scenes(name, count)
+        self.features, self.tokenizer, self.folders = features, tokenizer, folders
+        self.latents = load_latents(self.scenes, folders["vae"])
+        drawn = [name, world.world_digest(), world.CHUNK]
+        worded = [*(Path(module.__file__) for module in (captions, sentences, wording)), CAPTIONS, DETAILS]
+        faces = digest(*drawn, CROP, JITTER, *weights(folders["backbone"]), *weights(folders["clip"]))
+        texts = digest(*drawn, *worded, *sorted(folders["tokenizer"].glob("*.json")))
+        self.faces = Store(world.CACHE / f"faces-{name}-{faces}", self._faces, world.CHUNK).fill(len(self))
+        self.texts = Store(world.CACHE / f"captions-{name}-{texts}", self._texts, world.CHUNK).fill(len(self))
+        self.people = self.scenes.person[:, 0]
+        self._order = np.argsort(self.people, kind="stable")
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def draw(self, generator: torch.Generator, size: int, swap: float) -> dict[str, np.ndarray]:
+        """Which scenes a batch shows, whose F_r they get (with probability `swap` another picture's), which caption."""
+        rng = numpy_rng(generator)
+        target = rng.integers(len(self), size=size)
+        source = target.copy()
+        for i in np.flatnonzero(rng.random(size) < swap):
+            others = self.pictures_of(self.people[target[i]])
+            others = others[others != target[i]]
+            if len(others):
+                source[i] = rng.choice(others)
+        return {"target": target, "source": source, "caption": rng.integers(CAPTIONS, size=size)}
+
+    def pictures_of(self, person: int) -> np.ndarray:
+        """The scenes that show the person of that seed."""
+        start, end = np.searchsorted(self.people, [person, person + 1], sorter=self._order)
+        return self._order[start:end]
+
+    def read(self, drawn: dict[str, np.ndarray], cached: bool = True) -> dict[str, Tensor]:
+        """The arrays of a draw by their names in `Batch`; without `cached` made anew, to see what storing brings."""
+        target, source = drawn["target"], drawn["source"]
+        if cached:
+            parts = {
+                "latents": self.latents[target],
+                "intrinsic": self.faces.rows("intrinsic", source),
+                "structure": self.faces.rows("structure", target),
+                "text": self.texts.rows("text", target),
+            }
+        else:
+            parts = {**self._encode(target), **self._faces(target), **self._texts(target)}
+            if len(swapped := np.flatnonzero(source != target)):
+                parts["intrinsic"][swapped] = self._faces(source[swapped])["intrinsic"]
+        parts["text"] = parts["text"][np.arange(len(target)), drawn["caption"]]
+        width, height = 64 * (self.scenes.spec.faces + 1), 128
+        parts["box"] = self.scenes.boxes[target, 0] / np.float32([width, height, width, height])
+        return {k: torch.from_numpy(v.astype(np.int64 if k == "text" else np.float32)) for k, v in parts.items()}
+
+    # --- what is stored ------------------------------------------------------------------------------------------
+    def _faces(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """F_r and F_s of crops by the true landmarks, moved a little: always the same for a scene."""
+        indices = np.asarray(indices)
+        boxes, landmarks = self.scenes.boxes[indices, 0], self.scenes.landmarks[indices, 0]
+        width = (boxes[:, 2] - boxes[:, 0])[:, None, None]
+        moved = [np.random.Generator(np.random.PCG64([int(i), 5])).normal(0, JITTER, (5, 2)) for i in indices]
+        crops = crop(self.scenes.images(indices), landmarks + width * np.stack(moved), CROP)
+        found = self.features(self._pixels(crops))
+        return {"intrinsic": _half(found.intrinsic), "structure": _half(found.structure)}
+
+    def _texts(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """The token ids of `CAPTIONS` captions of each scene."""
+        texts = []
+        for index in map(int, indices):
+            rng = np.random.Generator(np.random.PCG64([index, 7]))
+            for detail in rng.choice(list(DETAILS), CAPTIONS, p=list(DETAILS.values())):
+                texts.append(self.scenes.caption(index, int(rng.integers(2**31)), str(detail)))
+        ids = tokenize(self.tokenizer, texts).numpy().astype(np.int32)
+        return {"text": ids.reshape(len(indices), CAPTIONS, -1)}
+
+    @torch.no_grad()
+    def _encode(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        latents = self._vae.encode(self._pixels(self.scenes.images(indices)) * 2 - 1).latent_dist.mean
+        return {"latents": _half(latents * self._vae.config.scaling_factor)}
+
+    @cached_property
+    def _vae(self) -> AutoencoderKL:
+        vae = AutoencoderKL.from_pretrained(self.folders["vae"], torch_dtype=torch.float32)
+        return vae.to(next(self.features.parameters()).device)
+
+    def _pixels(self, images: np.ndarray) -> Tensor:
+        device = next(self.features.parameters()).device
+        return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
+
+
+def tokenize(tokenizer, texts: list[str]) -> Tensor:
+    """Texts -> token ids (B, model_max_length), padded and cut as diffusers' pipelines do it."""
+    return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def weights(folder: Path) -> list[Path]:
+    """The files of a model's folder that decide what it computes."""
+    return sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")])
+
+
+def _half(x: Tensor) -> np.ndarray:
+    return x.to(torch.float16).cpu().numpy()

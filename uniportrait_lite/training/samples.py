@@ -1,0 +1,106 @@
+"""What a training shows of itself: a grid of portraits of people nobody trained on, and the judge's opinion of them."""
+
+import os
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from uniportrait_lite import checkpoints
+from uniportrait_lite.adapter import UniPortrait
+from uniportrait_lite.toyworld import Person, Scene, captions, reference, splits
+from uniportrait_lite.toyworld.pretrain.recognition import crop
+
+PEOPLE = splits.HELD_OUT[1300:1308]
+PROMPTS = ({"expression": "smile", "background": "beach"}, {"hat": "beanie", "background": "park"}, {"style": "comic"})
+
+
+class Samples:
+    """Draws the grid with the weights in the folder `weights`, through the pipeline and the adapter that users have.
+
+    `pipeline` is the folder of the frozen Stable Diffusion pipeline, `faces` that of insightface's detector and judge:
+    without them pictures are drawn and nothing is measured.
+    """
+
+    def __init__(self, pipeline: Path, weights: Path, faces: Path, people: int = len(PEOPLE)):
+        self.pipeline, self.weights, self.faces = pipeline, weights, faces
+        self.references = [reference(Person.random(seed), seed=1) for seed in PEOPLE[:people]]
+        if not self._has_judge:
+            print(f"no judge.onnx in {faces}: the samples get no FaceSim", flush=True)
+
+    def __call__(self, grid: Path) -> dict[str, float]:
+        """Writes the grid (a row a person: the reference, then portraits); returns what the judge finds."""
+        up = self._uniportrait
+        _, tensors = checkpoints.load(self.weights)
+        checkpoints.fill(checkpoints.weights(up.id_embedding, up.id_attention, up.unet), tensors)
+        rows = []
+        for number, scene in enumerate(self.references):
+            presentation = scene.faces[0].person.presentation
+            prompts = [captions.prompt_for({"presentation": presentation, **prompt}) for prompt in PROMPTS]
+            size = {"height": scene.image.height, "width": scene.image.width}
+            rows.append(up(prompts, [self._identity(scene)], seed=100 * number, **size).images)
+        save_grid([[scene.image, *row] for scene, row in zip(self.references, rows, strict=True)], grid)
+        return self.similarities(rows) if self._has_judge else {}
+
+    def similarities(self, rows: list[list[Image.Image]]) -> dict[str, float]:
+        """`facesim`: mean cosine of the portraits to their own reference; `facesim_others`: to the others' references;
+        `faces_found`: the share of portraits with a face, which the two others are over."""
+        references = [self._embedding(scene.image) for scene in self.references]
+        own, others, faces = [], [], 0
+        for number, row in enumerate(rows):
+            for image in row:
+                if (embedding := self._embedding(image)) is None:
+                    continue
+                faces += 1
+                for k, known in enumerate(references):
+                    if known is not None:
+                        (own if k == number else others).append(float(embedding @ known))
+        found = {"faces_found": faces / sum(map(len, rows))}
+        if own and others:
+            found |= {"facesim": float(np.mean(own)), "facesim_others": float(np.mean(others))}
+        return found
+
+    @cached_property
+    def _uniportrait(self) -> UniPortrait:
+        pipe = StableDiffusionPipeline.from_pretrained(self.pipeline, torch_dtype=torch.float32)
+        pipe.set_progress_bar_config(disable=True)
+        return UniPortrait.attach(pipe.to("cuda" if torch.cuda.is_available() else "cpu"), self.weights)
+
+    @cached_property
+    def _analysis(self):
+        from insightface.app import FaceAnalysis
+
+        analysis = FaceAnalysis(name=str(self.faces), providers=["CPUExecutionProvider"])
+        analysis.prepare(ctx_id=-1, det_size=(128, 128))
+        return analysis
+
+    @property
+    def _has_judge(self) -> bool:
+        return (self.faces / "judge.onnx").is_file()
+
+    def _identity(self, scene: Scene):
+        """By the true landmarks: a training's curve should not depend on the detector."""
+        return self._uniportrait.identity_of_crops(
+            [Image.fromarray(crop(scene.pixels[None], scene.faces[0].landmarks[None], 224)[0])]
+        )
+
+    def _embedding(self, image: Image.Image) -> np.ndarray | None:
+        """The judge's unit vector of the surest face."""
+        faces = self._analysis.get(np.ascontiguousarray(np.asarray(image)[..., ::-1]))
+        return max(faces, key=lambda face: face.det_score).normed_embedding if faces else None
+
+
+def save_grid(rows: list[list[Image.Image]], path: Path) -> None:
+    """Pictures of one size, row by row, as one PNG that is there whole or not at all."""
+    width, height = rows[0][0].size
+    sheet = Image.new("RGB", (width * max(map(len, rows)), height * len(rows)))
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            sheet.paste(image, (x * width, y * height))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    sheet.save(temporary, format="PNG")
+    os.replace(temporary, path)
