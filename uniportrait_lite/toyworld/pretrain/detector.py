@@ -36,9 +36,9 @@ class DetectorConfig:
     steps: int | None = 3000
     hours: float | None = None
     lr: float = 2e-3
-    muon_lr: float | None = None
+    muon_lr: float | None = 0.02
     width: int = 16
-    precision: str = "fp32"
+    precision: str = "bf16"
     seed: int = 0
     checkpoint_every: float = 120.0
     evaluated: int = 300  # scenes of unseen people, of each number of faces
@@ -171,7 +171,7 @@ def detector_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str,
     if not ious:
         return {"loss": focal, "score": focal}
     box_loss, error = torch.cat(ious).mean(), torch.cat(errors).mean()
-    return {"loss": focal + box_loss + 8 * error, "score": focal, "box": box_loss, "landmarks": error}
+    return {"loss": focal + box_loss + 12 * error, "score": focal, "box": box_loss, "landmarks": error}
 
 
 def giou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
