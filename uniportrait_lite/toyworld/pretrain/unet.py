@@ -1,0 +1,224 @@
+"""The tiny text-to-image U-Net, with Stable Diffusion 1.5's block types, for pictures of one to three people.
+
+Trained by v-prediction on a schedule that ends in pure noise (Lin et al. 2024, "Common diffusion noise schedules and
+sample steps are flawed"), so that pictures get the whole range of brightness.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from uniportrait_lite.loop import LoopConfig, train
+from uniportrait_lite.toyworld.pretrain.clip import tokenise
+from uniportrait_lite.toyworld.pretrain.data import load_scenes
+from uniportrait_lite.toyworld.pretrain.latents import load_latents
+from uniportrait_lite.toyworld.pretrain.record import record, save_half
+
+PROMPTS = (
+    "a woman with dark skin and a pink bob, smiling, wearing a green sweater, at the beach",
+    "a man with pale skin, short red hair and a full beard, wearing a black suit, in the city",
+    "a comic of a woman with blond pigtails and blue eyes, wearing a yellow top hat, in the park",
+    "a bald man with round glasses, angry, wearing a striped shirt, in a room",
+    "a portrait of a woman with a black afro, laughing, wearing a purple dress, mountains",
+    "a sketch of a young man with spiky brown hair, surprised",
+)
+
+
+@dataclass
+class UNetRecipe:
+    out: str = "runs/unet"
+    folder: str = "data/tiny/sd"
+    portraits: int = 40_000
+    groups: int = 6_000  # of two, and as many of three
+    group_share: float = 0.15  # of the steps: that many of two, that many of three people
+    batch: int = 48
+    steps: int | None = 20_000
+    hours: float | None = None
+    lr: float = 1e-3
+    muon_lr: float | None = 0.02
+    ema: float = 0.999
+    cooldown: float = 0.3
+    widths: tuple[int, ...] = (64, 128, 192)
+    layers: int = 1
+    head_width: int = 32
+    no_caption: float = 0.1
+    precision: str = "bf16"
+    seed: int = 2
+    evaluate_every: int = 500
+
+
+def build(config: UNetRecipe, latents: int, text_width: int):
+    """An untrained U-Net: cross-attention at every level but the lowest, and in the middle, as in SD 1.5."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(config.seed)
+    upper = len(config.widths) - 1
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=latents,
+        out_channels=latents,
+        down_block_types=("CrossAttnDownBlock2D",) * upper + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * upper,
+        block_out_channels=config.widths,
+        layers_per_block=config.layers,
+        cross_attention_dim=text_width,
+        attention_head_dim=tuple(w // config.head_width for w in config.widths),  # diffusers means the number of heads
+        norm_num_groups=16,
+    )
+
+
+def scheduler():
+    """DDIM with Stable Diffusion's betas, rescaled to end in pure noise, and v-prediction."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=0,
+    )
+
+
+def draw_timesteps(count: int, generator: torch.Generator, steps: int = 1000) -> torch.Tensor:
+    """Timesteps (count,): most in the middle, where what a face looks like is decided, an eighth of them anywhere."""
+    middle = torch.sigmoid(torch.randn(count, generator=generator) - 0.2)
+    anywhere = torch.rand(count, generator=generator)
+    chosen = torch.where(torch.rand(count, generator=generator) < 0.125, anywhere, middle)
+    return (chosen * steps).long().clamp(0, steps - 1)
+
+
+class Denoise(nn.Module):
+    """Noisy latents, timesteps and token ids -> the U-Net's prediction; the text encoder is frozen."""
+
+    def __init__(self, unet, text_encoder):
+        super().__init__()
+        self.unet = unet
+        self.text_encoder = text_encoder.requires_grad_(False)
+
+    def forward(self, noisy, timesteps, tokens):
+        with torch.no_grad():
+            text = self.text_encoder(tokens).last_hidden_state
+        return self.unet(noisy, timesteps, text).sample.float()
+
+
+def run(**overrides) -> dict:
+    """Trains, completes the pipeline in `folder`, returns the metrics."""
+    from transformers import AutoTokenizer, CLIPTextModel
+
+    config = UNetRecipe(**overrides)
+    folder = Path(config.folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+    sets = [
+        load_scenes("portraits", config.portraits),
+        load_scenes("pairs", config.groups),
+        load_scenes("trios", config.groups),
+    ]
+    latents = [load_latents(s, folder / "vae") for s in sets]
+    model = Denoise(build(config, latents[0].shape[1], text_encoder.config.hidden_size), text_encoder)
+    noise_schedule = scheduler()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def batch(step, generator):
+        draw = float(torch.rand(1, generator=generator))
+        kind = 2 if draw < config.group_share else 1 if draw < 2 * config.group_share else 0
+        count = max(1, config.batch * 16 // latents[kind].shape[-1])
+        indices = torch.randint(len(latents[kind]), (count,), generator=generator).numpy()
+        clean = torch.from_numpy(latents[kind][indices]).float()
+        seeds = torch.randint(2**31, (count,), generator=generator).tolist()
+        silent = torch.rand(count, generator=generator) < config.no_caption
+        texts = ["" if s else sets[kind].caption(i, seed) for i, seed, s in zip(indices, seeds, silent, strict=True)]
+        noise = torch.randn(clean.shape, generator=generator)
+        timesteps = draw_timesteps(count, generator)
+        return [x.to(device) for x in (clean, noise, timesteps, tokenise(tokenizer, texts))]
+
+    def loss(module, data):
+        clean, noise, timesteps, tokens = data
+        predicted = module(noise_schedule.add_noise(clean, noise, timesteps), timesteps, tokens)
+        target = noise_schedule.get_velocity(clean, noise, timesteps)
+        return {"loss": (predicted - target).square().mean()}
+
+    def look(module, step):
+        images = sample(pipeline(module.unet, folder), list(PROMPTS), seed=0)
+        temporary = Path(config.out) / "samples.tmp.png"
+        side_by_side(images).save(temporary)
+        os.replace(temporary, Path(config.out) / f"samples_{step:06d}.png")
+        return {}
+
+    loop = LoopConfig(
+        out=config.out, steps=config.steps, hours=config.hours, lr=config.lr, muon_lr=config.muon_lr, ema=config.ema,
+        precision=config.precision, seed=config.seed, cooldown=config.cooldown,
+    )  # fmt: skip
+    history = train(
+        loop, model, batch, loss, evaluate=look, evaluate_every=config.evaluate_every,
+        no_muon=lambda name: "conv_in" in name or "conv_out" in name or "time_emb" in name,
+    )  # fmt: skip
+    pipe = pipeline(model.unet, folder)
+    save_half(model.unet, folder / "unet")
+    pipe.scheduler.save_pretrained(folder / "scheduler")
+    write_index(pipe, folder)
+    return record(
+        folder / "unet",
+        "unet",
+        asdict(config),
+        history,
+        {"parameters": sum(p.numel() for p in model.unet.parameters())},
+    )
+
+
+def write_index(pipe, folder: Path):
+    """model_index.json, which makes of the parts a folder for `StableDiffusionPipeline.from_pretrained`."""
+    temporary = folder / "model_index.json.tmp"
+    temporary.write_text(json.dumps(dict(json.loads(pipe.to_json_string())), indent=2) + "\n")
+    os.replace(temporary, folder / "model_index.json")
+
+
+def pipeline(unet, folder: str | Path):
+    """The text-to-image pipeline around `unet`, its other parts read from `folder`."""
+    from diffusers import AutoencoderKL, StableDiffusionPipeline
+    from transformers import AutoTokenizer, CLIPTextModel
+
+    folder = Path(folder)
+    device = next(unet.parameters()).device
+    pipe = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32),
+        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
+        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
+        unet=unet,
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def sample(pipe, prompts: list[str], seed: int, steps: int = 20, guidance: float = 4.0, width: int = 128) -> list:
+    """One picture for each prompt, the same noise for the same place in the list."""
+    generators = [torch.Generator().manual_seed(seed + k) for k in range(len(prompts))]
+    return pipe(
+        prompts, num_inference_steps=steps, guidance_scale=guidance, height=128, width=width, generator=generators
+    ).images
+
+
+def side_by_side(images: list):
+    """PIL pictures of one height in a row."""
+    from PIL import Image
+
+    sheet = Image.new("RGB", (sum(i.width for i in images), images[0].height))
+    x = 0
+    for image in images:
+        sheet.paste(image, (x, 0))
+        x += image.width
+    return sheet
