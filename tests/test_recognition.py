@@ -92,7 +92,7 @@ def test_the_recogniser_learns_to_tell_people_apart_and_ships_what_it_measured(s
     report = recogniser.run(**settings)
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert report["metrics"]["auc"] > 0.6 and report["steps"] == 24
-    assert report == json.loads((tmp_path / "net" / "metrics.json").read_text())
+    assert report == json.loads((tmp_path / "net" / "recogniser.recipe.json").read_text())
     assert any("auc" in line for line in log)
     network = IRResNet.from_pretrained(tmp_path / "net")
     unseen = small_world("unseen", 60)

@@ -1,7 +1,7 @@
 """The recipe of the judge: a second face recogniser, which conditions nothing and scores everything.
 
-To be a fair witness it shares with the recogniser neither architecture (no residuals, no flattened map but a mean over
-it), nor loss, nor seed, nor people. insightface loads it as the recognition model of `data/tiny/face`.
+To be a fair witness it shares with the recogniser neither architecture (no residuals, no flattened map but one weighted
+sum a channel), nor loss, nor seed, nor people. insightface loads it as the recognition model of `data/tiny/face`.
 """
 
 from dataclasses import asdict, dataclass
@@ -17,6 +17,7 @@ from uniportrait_lite.backbone import verification
 from uniportrait_lite.toyworld.pretrain import recognition
 from uniportrait_lite.toyworld.pretrain.data import Scenes, load_scenes
 from uniportrait_lite.toyworld.pretrain.onnx_export import export_onnx
+from uniportrait_lite.toyworld.pretrain.record import record
 
 
 @dataclass
@@ -24,14 +25,14 @@ class JudgeConfig:
     """As the recogniser's, but for other people, another seed and another loss."""
 
     out: str = "runs/judge"
-    folder: str = "data/tiny/face"  # receives judge.onnx and judge.json
+    folder: str = "data/tiny/face"  # receives judge.onnx and judge.recipe.json
     scenes: int = 30_000
     unseen: int = 3000
     batch: int = 96
     steps: int | None = 3000
     hours: float | None = None
     lr: float = 2e-3
-    muon_lr: float | None = 0.02
+    muon_lr: float | None = 0.04
     weight_decay: float = 0.02
     warmup: int = 50
     scale: float = 28.0
@@ -54,10 +55,13 @@ class Judge(nn.Module):
         self.body = nn.Sequential(
             *(nn.Sequential(recognition.layer(a, b, 2), recognition.layer(b, b, 1)) for a, b in pairs)
         )
-        self.head = nn.Sequential(nn.Linear(widths[-1], embedding, bias=False), nn.BatchNorm1d(embedding))
+        self.head = nn.Sequential(
+            nn.Conv2d(widths[-1], widths[-1], 7, groups=widths[-1], bias=False), nn.Flatten(),
+            nn.BatchNorm1d(widths[-1]), nn.Linear(widths[-1], embedding, bias=False), nn.BatchNorm1d(embedding),
+        )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(self.stem(x)).mean((2, 3)))
+        return self.head(self.body(self.stem(x)))
 
 
 class CosFace(nn.Module):
@@ -87,7 +91,7 @@ def judge_embeddings(path: str | Path, scenes: Scenes, count: int) -> tuple[np.n
 
 
 def run(**overrides) -> dict:
-    """Trains the judge and writes judge.onnx and judge.json (its report) into `folder`; returns the report.
+    """Trains the judge and writes judge.onnx and judge.recipe.json (the report) into `folder`; returns the report.
 
     Overrides are the fields of `JudgeConfig`. Started again, goes on from the last checkpoint in `out`.
     """
@@ -100,6 +104,5 @@ def run(**overrides) -> dict:
     history = recognition.fit(config, network, head, batches, recognition.evaluator(unseen, min(900, config.unseen)))
     path = Path(config.folder) / "judge.onnx"
     export_onnx(network, torch.zeros(1, 3, recognition.SIDE, recognition.SIDE), path)
-    report = recognition.summary(history, asdict(config), verification(*judge_embeddings(path, unseen, config.unseen)))
-    recognition.write_json(path.with_suffix(".json"), report)
-    return report
+    metrics = verification(*judge_embeddings(path, unseen, config.unseen))
+    return record(config.folder, "judge", asdict(config), history, metrics)

@@ -22,6 +22,7 @@ from uniportrait_lite.toyworld import Person
 from uniportrait_lite.toyworld.factors import FACE_SCENE, IDENTITY, SCENE
 from uniportrait_lite.toyworld.pretrain import recognition
 from uniportrait_lite.toyworld.pretrain.data import Scenes, load_scenes
+from uniportrait_lite.toyworld.pretrain.record import record
 from uniportrait_lite.toyworld.wording import COLORLESS_STYLES
 
 SIDE = 128  # of the window that is read
@@ -43,7 +44,7 @@ class ReaderConfig:
     steps: int | None = 3000
     hours: float | None = None
     lr: float = 2e-3
-    muon_lr: float | None = 0.02
+    muon_lr: float | None = 0.04
     weight_decay: float = 0.02
     warmup: int = 50
     precision: str = "bf16"
@@ -210,7 +211,7 @@ def accuracy(reader: AttributeReader, scenes: Scenes, count: int) -> dict[str, f
 
 
 def run(**overrides) -> dict:
-    """Trains the reader and writes config.json, model.safetensors and metrics.json into `folder`; returns the report.
+    """Trains the reader; writes config.json, model.safetensors and reader.recipe.json into `folder`; returns the report.
 
     Overrides are the fields of `ReaderConfig`. Started again, goes on from the last checkpoint in `out`.
     """
@@ -238,6 +239,4 @@ def run(**overrides) -> dict:
         "portraits": accuracy(shipped, unseen, config.unseen),
         "trios": accuracy(shipped, trios, config.unseen_trios),
     }
-    report = recognition.summary(history, asdict(config), metrics)
-    recognition.write_json(Path(config.folder) / "metrics.json", report)
-    return report
+    return record(config.folder, "reader", asdict(config), history, metrics)

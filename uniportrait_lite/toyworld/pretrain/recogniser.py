@@ -1,13 +1,13 @@
 """The recipe of the tiny face recogniser: an IR-ResNet, trained with CurricularFace on drawn people."""
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 
 from uniportrait_lite.backbone import CurricularFace, IRConfig, IRResNet, verification
 from uniportrait_lite.toyworld.pretrain import recognition
 from uniportrait_lite.toyworld.pretrain.data import load_scenes
+from uniportrait_lite.toyworld.pretrain.record import record
 
 
 @dataclass
@@ -22,7 +22,7 @@ class RecogniserConfig:
     steps: int | None = 3000
     hours: float | None = None
     lr: float = 2e-3
-    muon_lr: float | None = 0.02
+    muon_lr: float | None = 0.04
     weight_decay: float = 0.02
     warmup: int = 50
     scale: float = 28.0
@@ -36,7 +36,7 @@ class RecogniserConfig:
 
 
 def run(**overrides) -> dict:
-    """Trains the recogniser and writes config.json, model.safetensors and metrics.json into `folder`.
+    """Trains the recogniser and writes config.json, model.safetensors and recogniser.recipe.json into `folder`.
 
     Overrides are the fields of `RecogniserConfig`. Started again, goes on from the last checkpoint in `out`.
     """
@@ -52,6 +52,4 @@ def run(**overrides) -> dict:
     network.cpu().save(config.folder)
     shipped = IRResNet.from_pretrained(config.folder)
     metrics = verification(*recognition.embed(shipped, unseen, config.unseen, batches.cropper))
-    report = recognition.summary(history, asdict(config), metrics)
-    recognition.write_json(Path(config.folder) / "metrics.json", report)
-    return report
+    return record(config.folder, "recogniser", asdict(config), history, metrics)

@@ -1,11 +1,6 @@
 """What the recogniser's and the judge's trainings share: aligned faces, their variation, batches and scores."""
 
-import json
-import os
-import platform
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -150,29 +145,3 @@ def embed(network: nn.Module, scenes: Scenes, count: int, cropper: Callable = cr
 def evaluator(unseen: Scenes, count: int, cropper: Callable = crop) -> Callable[[Classifier, int], dict[str, float]]:
     """For the loop: verification of people nobody trained on, over `count` portraits."""
     return lambda model, step: verification(*embed(model.network, unseen, count, cropper))
-
-
-def summary(history: list[dict], config: dict, metrics: dict) -> dict:
-    """What a recipe reports of itself: metrics, steps, seconds, hardware and settings."""
-    last = history[-1] if history else {"step": 0, "seconds": 0.0}
-    return {"metrics": metrics, "steps": last["step"], "seconds": last["seconds"], "hardware": hardware(),
-            "date": time.strftime("%Y-%m-%d"), "settings": config}  # fmt: skip
-
-
-def hardware() -> str:
-    """The machine in a line: the GPU, or the processor with the threads in use."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    names = []
-    if os.path.exists("/proc/cpuinfo"):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def write_json(path: Path, values: dict):
-    """Writes a JSON file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(temporary, path)
