@@ -211,7 +211,7 @@ def accuracy(reader: AttributeReader, scenes: Scenes, count: int) -> dict[str, f
 
 
 def run(**overrides) -> dict:
-    """Trains the reader; writes config.json, model.safetensors and reader.recipe.json into `folder`; returns the report.
+    """Trains the reader; writes config.json, model.safetensors and reader.recipe.json to `folder`; returns the report.
 
     Overrides are the fields of `ReaderConfig`. Started again, goes on from the last checkpoint in `out`.
     """
