@@ -65,7 +65,7 @@ def small_pipe(folder, seed: int = 0) -> StableDiffusionPipeline:
         text_encoder=text.eval(),
         tokenizer=tokenizer,
         unet=small_unet(seed),
-        scheduler=DDIMScheduler(),
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -188,11 +188,10 @@ def add_lora(unet: UNet2DConditionModel, rank: int, adapter_name: str = "single_
         raise ConfigError(f"the LoRA's rank is at least 1, not {rank}")
     trainable = {parameter: parameter.requires_grad for parameter in unet.parameters()}
     active = {module: list(module.active_adapters) for module in unet.modules() if isinstance(module, LoraLayer)}
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
-        unet.add_adapter(
-            LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS)), adapter_name=adapter_name
-        )
+        unet.add_adapter(config, adapter_name=adapter_name)
     for layer, others in active.items():  # peft has switched them off
         layer.set_adapter([*others, adapter_name])
     for parameter, was in trainable.items():  # and frozen all that is not the new adapter

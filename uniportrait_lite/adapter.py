@@ -1,0 +1,317 @@
+"""`UniPortrait`: gives identities to any diffusers pipeline of the SD 1.5 family."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import numbers
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from torch import Tensor
+
+from uniportrait_lite import checkpoints
+from uniportrait_lite.attention import (
+    IDAttention,
+    IDConditions,
+    add_lora,
+    attach_id_attention,
+    remove_lora,
+)
+from uniportrait_lite.backbone import IRResNet
+from uniportrait_lite.checkpoints import UniPortraitConfig
+from uniportrait_lite.errors import ConfigError, WeightsError
+from uniportrait_lite.features import FaceFeatures, IDFeatures
+from uniportrait_lite.id_embedding import IDEmbedding
+from uniportrait_lite.injection import Injection, below_compile
+
+LORA = "single_id"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who should be in the picture: features of their references, and the aligned `crops` (PIL, 224) they come from.
+
+    Made by `UniPortrait.identity`. `parts` are features with their share: one for a person, several for a mixture.
+    """
+
+    parts: tuple[tuple[float, IDFeatures], ...]
+    crops: tuple[Image.Image, ...] = field(repr=False)
+
+    def mix(self, other: Identity, amount: float) -> Identity:
+        """Somewhere between two people, linear on their ID tokens: `amount` 0 is this one, 1 is the other."""
+        if not isinstance(other, Identity):
+            raise ConfigError(f"an identity mixes with another identity, not with {type(other).__name__}")
+        amount = _number("amount", amount, 0, 1)
+        shares = [(1 - amount, part) for part in self.parts] + [(amount, part) for part in other.parts]
+        return Identity(tuple((share * a, features) for share, (a, features) in shares), self.crops + other.crops)
+
+
+class UniPortrait:
+    """A pipeline that knows people: see `attach`, `identity`, `__call__`, `using` and `detach`.
+
+    Outside `using` and `__call__` the pipeline does what it did before. Identities are set by thread (and by task of
+    asyncio), not in the pipeline: threads may share it, and their U-Net calls take turns.
+    """
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        config: UniPortraitConfig,
+        id_embedding: IDEmbedding,
+        id_attention: IDAttention,
+        encoders: dict[str, Path],
+    ):
+        self.pipe, self.config = pipe, config
+        self.unet: UNet2DConditionModel = _unet(pipe)
+        self.id_embedding, self.id_attention = id_embedding, id_attention
+        self.injection = Injection(self.unet, id_attention, LORA)
+        self._encoders = encoders
+
+    @classmethod
+    def attach(
+        cls,
+        pipe: DiffusionPipeline,
+        weights: str | Path,
+        *,
+        backbone: str | Path | None = None,
+        clip: str | Path | None = None,
+        faces: str | Path | None = None,
+    ) -> UniPortrait:
+        """Adds UniPortrait to a pipeline: text to image, image to image, inpainting, ControlNet, any with such a U-Net.
+
+        `weights` is a folder of ours. The encoders are where its config says, or where given here. On an error
+        (`ConfigError`: not such a pipeline, attached before; `WeightsError`) the pipeline is left as it was.
+        """
+        unet = _unet(pipe)
+        config, tensors = checkpoints.load(weights)
+        width = unet.config.cross_attention_dim
+        if width != config.id_embedding.out_dim:
+            raise ConfigError(
+                f"these weights make ID tokens of width {config.id_embedding.out_dim} and this U-Net reads {width}: "
+                "take weights that were trained for this base model"
+            )
+        given = {"backbone": backbone, "clip": clip, "faces": faces}
+        encoders = {
+            name: Path(given[name] or Path(weights) / folder).expanduser().resolve()
+            for name, folder in config.encoders.items()
+        }
+        id_embedding = IDEmbedding(config.id_embedding)
+        with contextlib.ExitStack() as undo:
+            id_attention = attach_id_attention(unet)
+            undo.callback(id_attention.detach, unet)
+            add_lora(unet, config.lora_rank, LORA)
+            undo.callback(remove_lora, unet, LORA)
+            targets = checkpoints.weights(id_embedding, id_attention, unet)
+            checkpoints.fill(targets, tensors, origin=f"the weights in {weights}")
+            undo.pop_all()
+        for weight in targets.values():
+            weight.requires_grad_(False)
+        return cls(pipe, config, id_embedding.eval(), id_attention, encoders)
+
+    def detach(self) -> None:
+        """Gives the pipeline back as it was, bit for bit."""
+        self._check_attached()
+        self.injection.detach()
+
+    # Identities
+
+    @functools.cached_property
+    def features(self) -> FaceFeatures:
+        """The face backbone and the CLIP image tower, loaded at the first identity."""
+        from transformers import CLIPVisionModelWithProjection
+
+        backbone = IRResNet.from_pretrained(self._encoders["backbone"])
+        folder = self._encoders["clip"]
+        if not (folder / "config.json").is_file():
+            raise WeightsError(f"{folder} holds no CLIP model: give its folder with attach(..., clip=FOLDER)")
+        with checkpoints.no_progress_bars():
+            clip = CLIPVisionModelWithProjection.from_pretrained(folder, dtype=torch.float32)
+        return FaceFeatures(backbone, clip, self.config.intrinsic)
+
+    def identity(self, pictures: Any, face: Any = None) -> Identity:
+        """A person from a picture, or from a list of pictures of them: paths, PIL images or arrays.
+
+        Each must show one face, or `face` says which: "largest", or the number of one, from the left.
+        Raises `NoFaceError`, `SeveralFacesError`, `PictureError`.
+        """
+        from uniportrait_lite.faces import face_of
+
+        pictures = list(pictures) if isinstance(pictures, list | tuple) else [pictures]
+        if not pictures:
+            raise ConfigError("an identity needs at least one picture of the person, and the list is empty")
+        return self.identity_of_crops(
+            [face_of(picture, face, folder=self._encoders["faces"]).crop for picture in pictures]
+        )
+
+    def identity_of_crops(self, crops: Sequence[Image.Image]) -> Identity:
+        """A person from faces that are aligned already: RGB pictures of 224x224, as the `.crop` of detected faces."""
+        pixels = torch.from_numpy(np.stack([np.asarray(crop) for crop in crops])).permute(0, 3, 1, 2)
+        if pixels.shape[1:] != (3, 224, 224):
+            raise ConfigError(f"crops are RGB pictures of 224x224, and these are {tuple(pixels.shape[1:])}")
+        features = self._encoder()(pixels.to(self.unet.device, self.unet.dtype) / 255)
+        references = [IDFeatures(*(x[i : i + 1] for x in features)) for i in range(len(crops))]
+        return Identity(((1.0, IDFeatures.of_references(references)),), tuple(crops))
+
+    def _encoder(self) -> FaceFeatures:
+        return self.features.to(self.unet.device, self.unet.dtype)
+
+    @functools.cached_property
+    def _nobody(self) -> IDFeatures:
+        return self._encoder().unconditional()
+
+    @torch.no_grad()
+    def tokens(self, identity: Identity | None, structure_scale: float | None = None) -> Tensor:
+        """The ID tokens (1, 16, D) of an identity; of nobody (the unconditional ones) for None."""
+        scale = self._scale("structure_scale", structure_scale)
+        embed = self.id_embedding.to(self.unet.device, self.unet.dtype)
+        parts = ((1.0, self._nobody),) if identity is None else identity.parts
+        return sum(share * embed(*features.to(self.unet.device, self.unet.dtype), scale) for share, features in parts)
+
+    @torch.no_grad()
+    def conditions(
+        self, *identities: Identity, id_scale: float | None = None, structure_scale: float | None = None
+    ) -> IDConditions:
+        """What a U-Net takes as `cross_attention_kwargs={"identities": ...}`: row 0 is nobody, row 1 the identities.
+
+        For loops of your own: `conditions.rows(index)` makes it as many rows as your batch has.
+        """
+        for identity in identities:
+            if not isinstance(identity, Identity):
+                raise ConfigError(f"{type(identity).__name__} is no identity: make one with identity(picture)")
+            if identity.parts[0][1].intrinsic.shape[-1] != self.config.id_embedding.intrinsic_dim:
+                raise ConfigError(
+                    "this identity was made by a UniPortrait with other encoders: make it again with this one"
+                )
+        people = torch.stack([self.tokens(identity, structure_scale) for identity in identities], dim=1)
+        nobody = self.tokens(None, structure_scale).unsqueeze(1).expand_as(people)
+        conditions = IDConditions(torch.cat([nobody, people]), self._scale("id_scale", id_scale))
+        return conditions.projected(self.id_attention)
+
+    # Pictures
+
+    @contextlib.contextmanager
+    def using(
+        self,
+        *identities: Identity,
+        id_scale: float | None = None,
+        structure_scale: float | None = None,
+        guided: bool | None = None,
+    ) -> Iterator[UniPortrait]:
+        """Inside it, this pipeline's pictures, and those of any other with the same U-Net, show these people.
+
+        Scales are from 0, and those of the weights where not given. `guided` is for loops of your own around the U-Net:
+        whether a batch is unconditional rows and then as many conditional ones. Pipelines are asked.
+        """
+        self._check_attached()
+        scales = {"id_scale": self._scale("id_scale", id_scale)}
+        scales["structure_scale"] = self._scale("structure_scale", structure_scale)
+        conditions = self.conditions(*identities, **scales) if identities else None
+        with self.injection.using(conditions, guided):
+            yield self
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        identities: Identity | Sequence[Identity] | None = None,
+        *,
+        seed: int | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        id_scale: float | None = None,
+        structure_scale: float | None = None,
+        num_images: int = 1,
+        negative_prompt: str | None = None,
+        **pipe_arguments: Any,
+    ) -> Any:
+        """The pipeline's output (`.images`: PIL) for a prompt, or a list of them, with these people in it.
+
+        Image number i is drawn from `seed` + i, so it stays the same however many are asked for; without a seed each
+        call differs. No identities: the pipeline as it was. An empty prompt is fine, and one longer than the text
+        encoder reads is cut by the pipeline, which warns of it. Settings not given are those of the weights; further
+        ones (`height`, `width`, `image`, `generator`, `latents`, ...) go to the pipeline. Raises `ConfigError` for
+        values that cannot work.
+        """
+        self._check_attached()
+        people = [identities] if isinstance(identities, Identity) else list(identities or [])
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        if not isinstance(prompts, list | tuple) or not prompts or not all(isinstance(p, str) for p in prompts):
+            raise ConfigError(f"a prompt is a text, or a list of texts, not {prompt!r}")
+        num_images = _whole("num_images", num_images, 1)
+        defaults = self.config.defaults
+        arguments = {
+            "num_inference_steps": defaults.steps if steps is None else _whole("steps", steps, 1),
+            "guidance_scale": defaults.guidance if guidance is None else _number("guidance", guidance, 0),
+            "num_images_per_prompt": num_images,
+        }
+        if negative_prompt is not None:
+            if not isinstance(negative_prompt, str):
+                raise ConfigError(f"a negative prompt is one text, not {negative_prompt!r}")
+            arguments["negative_prompt"] = [negative_prompt] * len(prompts)
+        if seed is not None:
+            if "generator" in pipe_arguments:
+                raise ConfigError("a seed and a generator both decide the noise: give one of them")
+            first = _whole("seed", seed, 0, 2**32 - 1)
+            seeds = range(first, first + len(prompts) * num_images)
+            arguments["generator"] = [torch.Generator("cpu").manual_seed(s) for s in seeds]
+        for name in ("height", "width"):
+            if name in pipe_arguments:
+                self._check_size(name, pipe_arguments[name])
+        for name in pipe_arguments:
+            if name in arguments:
+                raise ConfigError(f"{name}: this call has its own name for it (steps, guidance, num_images)")
+            if name not in inspect.signature(type(self.pipe).__call__).parameters:
+                raise ConfigError(f"{name} is no argument of this call, nor of {type(self.pipe).__name__}")
+        with self.using(*people, id_scale=id_scale, structure_scale=structure_scale):
+            return self.pipe(prompt=list(prompts), **arguments, **pipe_arguments)
+
+    # Checks
+
+    def _scale(self, name: str, value: float | None) -> float:
+        return getattr(self.config.defaults, name) if value is None else _number(name, value, 0)
+
+    def _check_size(self, name: str, value: int) -> None:
+        multiple = max(8, self.pipe.vae_scale_factor)  # 8 is what diffusers asks for
+        if _whole(name, value, multiple) % multiple:
+            raise ConfigError(
+                f"{name} is a multiple of {multiple}, not {value}: take {round(value / multiple) * multiple}"
+            )
+
+    def _check_attached(self) -> None:
+        if not self.injection.attached:
+            raise ConfigError("this UniPortrait was detached: attach it again with UniPortrait.attach(pipe, weights)")
+
+
+def _unet(pipe: Any) -> UNet2DConditionModel:
+    unet = below_compile(getattr(pipe, "unet", None))
+    if not isinstance(unet, UNet2DConditionModel):
+        raise ConfigError(f"{type(pipe).__name__} has no U-Net of Stable Diffusion 1.5's kind (UNet2DConditionModel)")
+    if unet.config.addition_embed_type is not None:
+        raise ConfigError("this is a U-Net of SDXL's kind: UniPortrait is for the Stable Diffusion 1.5 family")
+    if not isinstance(unet.config.cross_attention_dim, int):
+        raise ConfigError("this U-Net's levels read text of different widths: UniPortrait needs one width")
+    return unet
+
+
+def _number(name: str, value: Any, lowest: float, highest: float = sys.float_info.max) -> float:
+    """A finite number within bounds, as float; `ConfigError` otherwise."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not lowest <= float(value) <= highest:
+        end = "" if highest == sys.float_info.max else f" to {highest}"
+        raise ConfigError(f"{name} is a number from {lowest}{end}, not {value!r}")
+    return float(value)
+
+
+def _whole(name: str, value: Any, lowest: int, highest: int = sys.maxsize) -> int:
+    """A whole number within bounds, as int; `ConfigError` otherwise."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not lowest <= value <= highest:
+        end = "" if highest == sys.maxsize else f" to {highest}"
+        raise ConfigError(f"{name} is a whole number from {lowest}{end}, not {value!r}")
+    return int(value)

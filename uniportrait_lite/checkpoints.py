@@ -1,0 +1,159 @@
+"""Our weights on disk: a folder with `config.json` and `model.safetensors` (half precision).
+
+Keys: `id_embedding.*`, `id_attention.{layer}.to_k_id|to_v_id.weight` and `lora.{layer}.down|up`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
+
+from uniportrait_lite.attention import IDAttention, lora_parameters
+from uniportrait_lite.errors import ConfigError, WeightsError
+from uniportrait_lite.id_embedding import IDEmbeddingConfig
+
+CONFIG, MODEL = "config.json", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class CallDefaults:
+    """What a call takes for the settings it does not name: those that these weights do best with."""
+
+    steps: int = 20
+    guidance: float = 4.0
+    id_scale: float = 1.0
+    structure_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class UniPortraitConfig:
+    """What weights are for: the sizes of the modules, the encoders that were used, and the defaults of a call.
+
+    `encoders` maps `backbone`, `clip` and `faces` to folders, relative to that of the weights.
+    """
+
+    id_embedding: IDEmbeddingConfig = IDEmbeddingConfig()
+    intrinsic: str = "spatial"
+    lora_rank: int = 16
+    encoders: Mapping[str, str] = field(
+        default_factory=lambda: {"backbone": "../recogniser", "clip": "../clip", "faces": "../face"}
+    )
+    defaults: CallDefaults = CallDefaults()
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> UniPortraitConfig:
+        """The inverse of `dataclasses.asdict`; raises `ConfigError` for a name that no field has."""
+        values = dict(values)
+        for name, kind in (("id_embedding", IDEmbeddingConfig), ("defaults", CallDefaults)):
+            if name in values:
+                values[name] = _build(kind, values[name])
+        return _build(cls, values)
+
+
+def _build(kind: type, values: Mapping):
+    defaults = {f.name: f.default for f in fields(kind)}
+    for name, value in values.items():
+        if name not in defaults:
+            raise ConfigError(f"{kind.__name__} has no {name}")
+        plain = type(defaults[name])
+        if plain in (bool, int, float, str) and type(value) not in ((int, float) if plain is float else (plain,)):
+            raise ConfigError(f"{name} of {kind.__name__} is a {plain.__name__}, not {value!r}")
+    return kind(**values)
+
+
+@contextlib.contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Loading without the libraries' progress bars: ours takes a second, and they would fill a notebook."""
+    libraries = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
+    for library in libraries:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in libraries:
+            library.enable_progress_bar()
+
+
+def weights(id_embedding: nn.Module, id_attention: IDAttention, unet: UNet2DConditionModel) -> dict[str, Tensor]:
+    """Every weight of the method under its key on disk: the parameters themselves, not copies."""
+    return {
+        **{f"id_embedding.{name}": weight for name, weight in id_embedding.named_parameters()},
+        **{f"id_attention.{name}": weight for name, weight in id_attention.named_parameters()},
+        **{f"lora.{name}": weight for name, weight in lora_parameters(unet).items()},
+    }
+
+
+def save(folder: str | os.PathLike, config: UniPortraitConfig, tensors: Mapping[str, Tensor]) -> Path:
+    """Writes a checkpoint, each file whole or not at all; raises `WeightsError` where it cannot be written."""
+    folder = Path(folder).expanduser()
+    halves = {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(asdict(config), indent=2) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".writing", dir=folder) as temporary:
+            save_file(halves, Path(temporary, MODEL), metadata={"format": "pt"})
+            Path(temporary, CONFIG).write_text(text)
+            for name in (MODEL, CONFIG):
+                os.replace(Path(temporary, name), folder / name)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"cannot write weights to {folder} ({error}): choose a folder of yours") from error
+    return folder
+
+
+def load(folder: str | os.PathLike) -> tuple[UniPortraitConfig, dict[str, Tensor]]:
+    """Reads a checkpoint: its config, its tensors in float32; raises `WeightsError` if missing or damaged."""
+    folder = Path(folder).expanduser()
+    for name in (CONFIG, MODEL):
+        if not (folder / name).is_file():
+            raise WeightsError(f"{folder} holds no {name}: give a folder of weights, with {CONFIG} and {MODEL} in it")
+    try:
+        config = UniPortraitConfig.from_dict(json.loads((folder / CONFIG).read_text()))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{folder / CONFIG} cannot be read ({error}): fetch these weights again") from error
+    try:
+        tensors = load_file(folder / MODEL)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{folder / MODEL} is cut short or damaged ({error}): fetch it again") from error
+    return config, {name: tensor.float() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def fill(target: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origin: object = "these weights") -> None:
+    """Copies tensors into the weights of the same keys (see `weights`), all or, with a `WeightsError`, none.
+
+    Strict: the error lists the keys that are missing, unexpected or of another shape.
+    """
+    problems = {
+        "missing": sorted(target.keys() - tensors.keys()),
+        "unexpected": sorted(tensors.keys() - target.keys()),
+        "of another shape": [
+            f"{name} {tuple(tensors[name].shape)}, not {tuple(target[name].shape)}"
+            for name in sorted(target.keys() & tensors.keys())
+            if tensors[name].shape != target[name].shape
+        ],
+    }
+    found = [f"{len(names)} {what}: {_few(names)}" for what, names in problems.items() if names]
+    if found:
+        raise WeightsError(
+            f"{origin} do not fit this pipeline and config ({'; '.join(found)}): take the pipeline that they were "
+            "trained with, or the weights that were trained with it"
+        )
+    for name, weight in target.items():
+        weight.copy_(tensors[name])
+
+
+def _few(names: list[str], shown: int = 5) -> str:
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

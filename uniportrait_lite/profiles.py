@@ -1,0 +1,66 @@
+"""Profiles: a whole UniPortrait by name. `load("tiny")` is the toy world's, shipped with the project."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from uniportrait_lite.errors import ConfigError, WeightsError
+
+if TYPE_CHECKING:
+    import torch
+
+    from uniportrait_lite.adapter import UniPortrait
+
+PROFILES = ("tiny", "sd15")
+
+
+def data_folder(profile: str = "tiny") -> Path:
+    """Where a profile's weights lie: under `UPL_DATA` if that is set, else the repository's `data`, else the package's.
+
+    Raises `WeightsError` if none of them holds it.
+    """
+    package = Path(__file__).resolve().parent
+    places = [package.parent / "data", package / "data"]
+    if os.environ.get("UPL_DATA"):
+        places = [Path(os.environ["UPL_DATA"]).expanduser()]
+    for place in places:
+        if (place / profile).is_dir():
+            return place / profile
+    raise WeightsError(
+        f"no {profile} weights in {' or '.join(str(place) for place in places)}: run from a clone of the repository, "
+        f"or set UPL_DATA to the folder that has {profile} in it"
+    )
+
+
+def load(
+    profile: str = "tiny", device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> UniPortrait:
+    """The UniPortrait of a profile, ready for `identity` and calls.
+
+    Without `device` it takes a CUDA GPU if there is one, else the CPU; without `dtype` float32, as the tiny networks
+    gain nothing from less. Raises `ConfigError` for an unknown profile, `WeightsError` for missing weights.
+    """
+    if profile not in PROFILES:
+        raise ConfigError(f"there is no profile {profile!r}: the profiles are {' and '.join(PROFILES)}")
+    if profile == "sd15":
+        raise ConfigError("sd15 cannot be loaded by name yet: attach weights to a pipeline with UniPortrait.attach")
+    folder = data_folder(profile)
+    if not (folder / "sd" / "model_index.json").is_file():
+        raise WeightsError(f"{folder / 'sd'} holds no pipeline (model_index.json): fetch or train the tiny stack again")
+
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    from uniportrait_lite.adapter import UniPortrait
+    from uniportrait_lite.checkpoints import no_progress_bars
+
+    try:
+        with no_progress_bars():
+            pipe = StableDiffusionPipeline.from_pretrained(folder / "sd", dtype=dtype or torch.float32)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"{folder / 'sd'} is damaged or incomplete ({error}): fetch it again") from error
+    pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    pipe.set_progress_bar_config(disable=True)  # a picture takes a second or two
+    return UniPortrait.attach(pipe, folder / "uniportrait")
