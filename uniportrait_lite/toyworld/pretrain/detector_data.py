@@ -35,33 +35,39 @@ class ViewSampler:
         }  # fmt: skip
 
     def view(self, rng: np.random.Generator, side: int):
-        """One view: uint8 (S, S, 3), boxes (3, 4), landmarks (3, 5, 2), shown (3,), the arrays padded to three."""
-        boxes = np.zeros((MOST_FACES, 4), np.float32)
-        landmarks = np.zeros((MOST_FACES, 5, 2), np.float32)
-        shown = np.full(MOST_FACES, -1)
+        """A view of one of the scenes, or a picture without a face; as the function `view`."""
         scenes = self.sets[rng.integers(len(self.sets))]
         index = int(rng.integers(len(scenes)))
-        picture = scenes.images([index])[0]
-        if rng.random() < NO_FACE:
-            return degrade(faceless(picture, scenes.boxes[index], side, rng), rng), boxes, landmarks, shown
-        matrix = placement(scenes.boxes[index], side, rng)
-        border, colour = [
-            (cv2.BORDER_CONSTANT, (0, 0, 0)),
-            (cv2.BORDER_CONSTANT, tuple(map(int, rng.integers(0, 256, 3)))),
-            (cv2.BORDER_REPLICATE, (0, 0, 0)),
-        ][rng.integers(3)]
-        picture = cv2.warpAffine(picture, matrix, (side, side), borderMode=border, borderValue=colour)
-        count = len(scenes.boxes[index])
-        corners = scenes.boxes[index].reshape(count, 2, 2) @ matrix[:, :2].T + matrix[:, 2]
-        points = scenes.landmarks[index] @ matrix[:, :2].T + matrix[:, 2]
-        if matrix[0, 0] < 0:
-            points = points[:, LEFT_RIGHT]
-        boxes[:count] = np.concatenate([corners.min(1), corners.max(1)], 1)
-        landmarks[:count] = points
-        inside = (np.clip(boxes[:count, 2:], 0, side) - np.clip(boxes[:count, :2], 0, side)).prod(1)
-        whole = (boxes[:count, 2:] - boxes[:count, :2]).prod(1)
-        shown[:count] = np.where(inside > 0.75 * whole, 1, np.where(inside > 0.1 * whole, 0, -1))
-        return degrade(picture, rng), boxes, landmarks, shown
+        return view(scenes.images([index])[0], scenes.boxes[index], scenes.landmarks[index], side, rng)
+
+
+def view(picture: np.ndarray, boxes: np.ndarray, landmarks: np.ndarray, side: int, rng: np.random.Generator):
+    """One view of a scene (H, W, 3) with boxes (n, 4) and landmarks (n, 5, 2), or what is left without its faces.
+
+    Returns uint8 (S, S, 3), boxes (3, 4), landmarks (3, 5, 2) and shown (3,), padded to three faces.
+    """
+    view_boxes = np.zeros((MOST_FACES, 4), np.float32)
+    view_landmarks = np.zeros((MOST_FACES, 5, 2), np.float32)
+    shown = np.full(MOST_FACES, -1)
+    if rng.random() < NO_FACE:
+        return degrade(faceless(picture, boxes, side, rng), rng), view_boxes, view_landmarks, shown
+    matrix = placement(boxes, side, rng)
+    border, colour = [
+        (cv2.BORDER_CONSTANT, (0, 0, 0)),
+        (cv2.BORDER_CONSTANT, tuple(map(int, rng.integers(0, 256, 3)))),
+        (cv2.BORDER_REPLICATE, (0, 0, 0)),
+    ][rng.integers(3)]
+    picture = cv2.warpAffine(picture, matrix, (side, side), borderMode=border, borderValue=colour)
+    count = len(boxes)
+    corners = boxes.reshape(count, 2, 2) @ matrix[:, :2].T + matrix[:, 2]
+    points = landmarks @ matrix[:, :2].T + matrix[:, 2]
+    if matrix[0, 0] < 0:
+        points = points[:, LEFT_RIGHT]
+    low, high = corners.min(1), corners.max(1)
+    view_boxes[:count], view_landmarks[:count] = np.concatenate([low, high], 1), points
+    inside = (np.clip(high, 0, side) - np.clip(low, 0, side)).prod(1) / (high - low).prod(1)
+    shown[:count] = np.where(inside > 0.75, 1, np.where(inside > 0.1, 0, -1))
+    return degrade(picture, rng), view_boxes, view_landmarks, shown
 
 
 def placement(boxes: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
