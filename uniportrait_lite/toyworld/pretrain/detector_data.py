@@ -9,7 +9,7 @@ from uniportrait_lite.toyworld.pretrain.data import load_scenes
 CANVASES = (96, 128, 160, 192, 224, 256)
 SETS = ("portraits", "pairs", "trios")
 MOST_FACES = 3
-NO_FACE = 0.06  # the share of pictures without any face
+NO_FACE = 0.08  # the share of pictures without any face
 LEFT_RIGHT = [1, 0, 2, 4, 3]  # a mirrored left eye is a right eye
 
 
@@ -50,7 +50,13 @@ def view(picture: np.ndarray, boxes: np.ndarray, landmarks: np.ndarray, side: in
     view_landmarks = np.zeros((MOST_FACES, 5, 2), np.float32)
     shown = np.full(MOST_FACES, -1)
     if rng.random() < NO_FACE:
-        return degrade(faceless(picture, boxes, side, rng), rng), view_boxes, view_landmarks, shown
+        picture = degrade(faceless(picture, boxes, side, rng), rng)
+        if rng.random() < 0.3:  # an empty border, as around a picture of another shape
+            inner = int(side * rng.uniform(0.3, 0.9))
+            x, y = rng.integers(side - inner, size=2)
+            whole, picture = picture, np.zeros_like(picture)
+            picture[y : y + inner, x : x + inner] = cv2.resize(whole, (inner, inner))
+        return picture, view_boxes, view_landmarks, shown
     matrix = placement(boxes, side, rng)
     border, colour = [
         (cv2.BORDER_CONSTANT, (0, 0, 0)),
@@ -91,7 +97,7 @@ def faceless(picture: np.ndarray, boxes: np.ndarray, side: int, rng: np.random.G
     if kind == 0:
         return np.broadcast_to(colours[0].astype(np.uint8), (side, side, 3)).copy()
     if kind == 1:
-        coarse = rng.integers(0, 256, (int(rng.integers(2, 64)),) * 2 + (3,), dtype=np.uint8)
+        coarse = rng.integers(0, 256, (int(rng.integers(2, side)),) * 2 + (3,), dtype=np.uint8)
         return cv2.resize(coarse, (side, side), interpolation=cv2.INTER_LINEAR)
     if kind == 2:
         ramp = np.linspace(0, 1, side)[:, None, None]
