@@ -97,7 +97,7 @@ def test_a_config_of_a_later_version_is_an_error(tmp_path):
     (folder / "config.json").write_text(json.dumps(values))
     with pytest.raises(WeightsError, match="IDEmbeddingConfig has no gates"):
         checkpoints.load(folder)
-    for text in ("[]", '{"id_embedding": 3}', '{"id_embedding": {"width": "wide"}}'):
+    for text in ("{", "[]", '{"id_embedding": 3}', '{"id_embedding": {"width": "wide"}}'):
         (folder / "config.json").write_text(text)
         with pytest.raises(WeightsError, match="cannot be read"):
             checkpoints.load(folder)

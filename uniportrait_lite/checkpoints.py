@@ -55,15 +55,15 @@ class UniPortraitConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping) -> UniPortraitConfig:
-        """The inverse of `dataclasses.asdict`; raises `ConfigError` for a name that no field has."""
-        values = dict(values)
-        for name, kind in (("id_embedding", IDEmbeddingConfig), ("defaults", CallDefaults)):
-            if name in values:
-                values[name] = _build(kind, values[name])
-        return _build(cls, values)
+        """The inverse of `dataclasses.asdict`; raises `ConfigError` for unknown names and impossible values."""
+        parts = {"id_embedding": IDEmbeddingConfig, "defaults": CallDefaults}
+        built = {name: _build(kind, values[name]) for name, kind in parts.items() if name in values}
+        return _build(cls, {**values, **built})
 
 
 def _build(kind: type, values: Mapping):
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{kind.__name__} has settings by name, and this is {values!r}")
     defaults = {f.name: f.default for f in fields(kind)}
     for name, value in values.items():
         if name not in defaults:
