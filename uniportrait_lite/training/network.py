@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -18,9 +17,9 @@ from uniportrait_lite.checkpoints import UniPortraitConfig
 from uniportrait_lite.errors import ConfigError, WeightsError
 from uniportrait_lite.features import FaceFeatures
 from uniportrait_lite.id_embedding import IDEmbedding, IDEmbeddingConfig
+from uniportrait_lite.speed import fast_attention
 from uniportrait_lite.training.data import Batch, weights
 from uniportrait_lite.training.settings import SingleIDConfig
-from uniportrait_lite.training.speed import fast_attention
 from uniportrait_lite.training.store import digest
 
 
@@ -48,10 +47,7 @@ class SingleID(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The diffusion loss ("loss"), and its part inside the face's box ("face")."""
-        with ExitStack() as stack:
-            stack.enter_context(fast_attention())
-            if self.bf16:
-                stack.enter_context(disable_input_dtype_casting(self.unet))
+        with fast_attention(), disable_input_dtype_casting(self.unet, active=self.bf16):
             with torch.no_grad():
                 text = self.text_encoder(batch.text).last_hidden_state
             tokens = self.id_embedding(batch.intrinsic, batch.structure).unsqueeze(1)
@@ -100,9 +96,10 @@ class Stack:
         self.pipeline = sd
         self.tokenizer = AutoTokenizer.from_pretrained(self.folders["tokenizer"])
         self.scheduler = DDPMScheduler.from_pretrained(self.folders["scheduler"])
-        self.text_encoder = CLIPTextModel.from_pretrained(self.folders["text_encoder"], dtype=torch.float32)
-        self.unet = UNet2DConditionModel.from_pretrained(self.folders["unet"], torch_dtype=torch.float32)
-        clip = CLIPVisionModelWithProjection.from_pretrained(self.folders["clip"], dtype=torch.float32)
+        with checkpoints.no_progress_bars():
+            self.text_encoder = CLIPTextModel.from_pretrained(self.folders["text_encoder"], dtype=torch.float32)
+            self.unet = UNet2DConditionModel.from_pretrained(self.folders["unet"], torch_dtype=torch.float32)
+            clip = CLIPVisionModelWithProjection.from_pretrained(self.folders["clip"], dtype=torch.float32)
         self.features = FaceFeatures(IRResNet.from_pretrained(self.folders["backbone"]), clip)
 
     def digests(self) -> dict[str, str]:

@@ -25,10 +25,11 @@ class VAEConfig:
     steps: int | None = 6000
     hours: float | None = None
     lr: float = 8e-4
-    muon_lr: float | None = None
+    muon_lr: float | None = 0.03
     ema: float = 0.998
     widths: tuple[int, ...] = (16, 48, 96, 160)
     latents: int = 8
+    cooldown: float = 0.6
     kl: float = 1e-5
     edges: float = 1.0  # weight of the difference of neighbouring pixels beside that of the pixels
     precision: str = "bf16"
@@ -38,10 +39,11 @@ class VAEConfig:
 def build(config: VAEConfig):
     """An untrained autoencoder of eight times reduction."""
     from diffusers import AutoencoderKL
+    from diffusers.models.resnet import ResnetBlock2D
 
     torch.manual_seed(config.seed)
     levels = len(config.widths)
-    return AutoencoderKL(
+    vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=config.widths,
@@ -51,6 +53,11 @@ def build(config: VAEConfig):
         mid_block_add_attention=False,
         sample_size=128,
     )
+    for module in vae.modules():  # start as a chain of plain convolutions: residual blocks come in as they learn
+        if isinstance(module, ResnetBlock2D):
+            nn.init.zeros_(module.conv2.weight)
+            nn.init.zeros_(module.conv2.bias)
+    return vae
 
 
 class Reconstruct(nn.Module):
@@ -107,7 +114,7 @@ def run(**overrides) -> dict:
 
     loop = LoopConfig(
         out=config.out, steps=config.steps, hours=config.hours, lr=config.lr, muon_lr=config.muon_lr, ema=config.ema,
-        precision=config.precision, seed=config.seed, weight_decay=0.0,
+        precision=config.precision, seed=config.seed, cooldown=config.cooldown, weight_decay=0.0,
     )  # fmt: skip
     edge_layers = ("conv_in", "encoder.conv_out", "decoder.conv_out", "quant_conv")
     history = train(loop, model, batch, loss, no_muon=lambda name: any(part in name for part in edge_layers))
