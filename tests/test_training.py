@@ -1,4 +1,4 @@
-"""The single-ID stage, on a random stack of toy size: what it learns from, what it trains, and that it resumes exactly."""
+"""The single-ID stage, on a random stack of toy size: what it learns from, what it trains, how it resumes."""
 
 import json
 import os
@@ -13,30 +13,33 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel
 
 from uniportrait_lite import checkpoints
 from uniportrait_lite.adapter import UniPortrait
 from uniportrait_lite.backbone import IRConfig, IRResNet
 from uniportrait_lite.errors import ConfigError, WeightsError
+from uniportrait_lite.speed import fast_attention
+from uniportrait_lite.toyworld import reference
 from uniportrait_lite.toyworld.pretrain import data as world
 from uniportrait_lite.toyworld.pretrain import latents as world_latents
-from uniportrait_lite.toyworld.pretrain.unet import scheduler, write_index
+from uniportrait_lite.toyworld.pretrain.unet import scheduler
 from uniportrait_lite.toyworld.tokenizer import build_tokenizer
-from uniportrait_lite.training import network, single_id
+from uniportrait_lite.training import network, samples, single_id
 from uniportrait_lite.training.config import load
 from uniportrait_lite.training.data import PortraitData
 from uniportrait_lite.training.settings import SingleIDConfig
-from uniportrait_lite.training.speed import fast_attention
 from uniportrait_lite.training.store import Store, digest
 
 CHUNK = 20  # scenes: five people in four portraits each
 
 # What a process of its own runs: the command, on a world of that size.
 SCRIPT = f"""
-import sys, torch
+import os, pathlib, sys, torch
 torch.set_num_threads(1)
 from uniportrait_lite.toyworld.pretrain import data, latents
+data.CACHE = latents.CACHE = pathlib.Path(os.environ["CACHE"])
 data.CHUNK = latents.CHUNK = {CHUNK}
 data.SETS["portraits"] = data.SceneSet("portraits", range(5))
 from uniportrait_lite.training import single_id
@@ -78,13 +81,22 @@ def stack(tmp_path_factory) -> Path:
     return tiny.parent
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def place(stack, tmp_path, monkeypatch) -> Path:
-    """A working folder of its own, with the random stack as the profile's and the small world."""
+    """A working folder of its own, with the random stack as the profile's and the small world, its cache shared."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UPL_DATA", str(stack))
     for module in (world, world_latents):
         monkeypatch.setattr(module, "CHUNK", CHUNK)
+        monkeypatch.setattr(module, "CACHE", stack / "cache")
     monkeypatch.setitem(world.SETS, "portraits", world.SceneSet("portraits", range(5)))
     return tmp_path
 
@@ -92,5 +104,341 @@ def place(stack, tmp_path, monkeypatch) -> Path:
 QUICK = ["--portraits", "20", "--batch", "4", "--precision", "fp32", "--out", "out", "--samples-every", "1000"]
 
 
-def test_smoke(place):
-    single_id.main([*QUICK, "--steps", "2"])
+def quick(*flags: str) -> SingleIDConfig:
+    return load(SingleIDConfig, [*QUICK, *flags], prog="train")
+
+
+def batches_of(config: SingleIDConfig) -> tuple[network.SingleID, single_id.Batches]:
+    stack = network.Stack(single_id.data_folder("tiny"))
+    data = PortraitData("portraits", config.portraits, stack.features, stack.tokenizer, stack.folders)
+    return single_id.build(config, stack), single_id.Batches(config, data, 1000)
+
+
+def draw(batches: single_id.Batches, seed: int = 0):
+    return batches(0, torch.Generator().manual_seed(seed))
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    (tmp_path / "run.yaml").write_text("lr: 2e-4\nbatch: 8\nmuon_lr: none\nstructure: false\n")
+    config = load(SingleIDConfig, ["--config", str(tmp_path / "run.yaml"), "--batch=16", "--muon_lr", "0.5"], prog="t")
+    assert (config.lr, config.batch, config.muon_lr, config.structure) == (2e-4, 16, 0.5, False)
+    assert config.swap == SingleIDConfig().swap
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--muon-rl", "1"], "did you mean 'muon_lr'"),
+        (["--precision", "bf61"], "did you mean 'bf16'"),
+        (["--steps", "many"], "steps must be INT"),
+        (["--structure", "perhaps"], "structure must be true|false"),
+        (["--lr"], "expected one argument"),
+        (["--swap", "1.5"], "swap is a share"),
+        (["--batch", "0"], "batch is at least 1"),
+        (["--steps", "0"], "steps=0"),
+        (["--config", "nowhere.yaml"], "can't be read"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_an_error_that_says_so(flags, says):
+    with pytest.raises(ConfigError, match=says.replace("|", r"\|")):
+        load(SingleIDConfig, flags, prog="train")
+
+
+def test_a_misspelt_key_of_the_file_is_an_error_that_names_the_nearest(tmp_path):
+    (tmp_path / "run.yaml").write_text("no_fase: 0.1\n")
+    with pytest.raises(ConfigError, match="'no_fase'; did you mean 'no_face'"):
+        load(SingleIDConfig, ["--config", str(tmp_path / "run.yaml")], prog="train")
+
+
+def test_help_explains_every_setting(capsys):
+    with pytest.raises(SystemExit) as stop:
+        single_id.main(["--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    for name in SingleIDConfig.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')} " in text
+    assert "accelerate launch" in text
+
+
+def test_an_ablation_keeps_away_from_the_full_methods_folders():
+    runs = {
+        SingleIDConfig(**change).run for change in ({}, {"structure": False}, {"drop": False}, {"intrinsic": "global"})
+    }
+    assert len(runs) == 4
+
+
+# --- what is stored ---------------------------------------------------------------------------------------------------
+def test_a_store_goes_on_where_it_was_stopped_and_never_computes_twice(tmp_path):
+    asked, stopped = [], []
+
+    def compute(indices):
+        if 6 in indices and not stopped:
+            stopped.append(True)
+            raise KeyboardInterrupt
+        asked.extend(indices)
+        return {"squares": np.array([i * i for i in indices], np.float32)}
+
+    with pytest.raises(KeyboardInterrupt):
+        Store(tmp_path / "s", compute, 4).fill(8, batch=2)
+    assert asked == [0, 1, 2, 3, 4, 5]
+    store = Store(tmp_path / "s", compute, 4).fill(8, batch=2)
+    assert asked == [0, 1, 2, 3, 4, 5, 4, 5, 6, 7]
+    assert store.rows("squares", [7, 0, 5]).tolist() == [49, 0, 25]
+    Store(tmp_path / "s", compute, 4).fill(7)
+    assert len(asked) == 10
+
+
+def test_a_digest_follows_contents_and_settings(tmp_path):
+    (tmp_path / "w").write_bytes(b"one")
+    first = digest(tmp_path / "w", {"jitter": 0.1})
+    assert first == digest(tmp_path / "w", {"jitter": 0.1}) != digest(tmp_path / "w", {"jitter": 0.2})
+    (tmp_path / "w").write_bytes(b"two")
+    assert digest(tmp_path / "w", {"jitter": 0.1}) != first
+
+
+def test_what_is_read_is_what_would_be_computed(place):
+    _, batches = batches_of(quick())
+    drawn = batches.data.draw(torch.Generator().manual_seed(1), 6, swap=0.5)
+    assert (drawn["source"] != drawn["target"]).any()
+    read, computed = batches.data.read(drawn), batches.data.read(drawn, cached=False)
+    assert read.keys() == computed.keys()
+    for name in read:
+        # latents are stored by way of bf16, as the base model's training has them
+        torch.testing.assert_close(read[name], computed[name], rtol=2e-2, atol=2e-2 if name == "latents" else 2e-3)
+
+
+def test_new_weights_of_the_backbone_leave_no_stale_features_in_use(place, stack):
+    def faces() -> Path:
+        return batches_of(quick())[1].data.faces.folder
+
+    before = faces()
+    path = stack / "tiny" / "recogniser" / "config.json"
+    text = path.read_text()
+    try:
+        path.write_text(text + "\n")
+        assert faces() != before
+    finally:
+        path.write_text(text)
+    assert faces() == before
+    assert len(list((stack / "cache").glob("faces-*"))) == 2
+    assert len(list((stack / "cache").glob("latents-*"))) == 1
+
+
+def test_swapped_features_come_from_another_picture_of_the_same_person(place):
+    data = batches_of(quick())[1].data
+    drawn = data.draw(torch.Generator().manual_seed(0), 64, swap=1.0)
+    assert (data.people[drawn["source"]] == data.people[drawn["target"]]).all()
+    assert (drawn["source"] != drawn["target"]).all()
+    kept = data.draw(torch.Generator().manual_seed(0), 64, swap=0.0)
+    assert (kept["source"] == kept["target"]).all()
+
+
+# --- batches and the loss ---------------------------------------------------------------------------------------------
+def test_a_dropped_caption_may_take_the_face_along_as_guidance_does(place):
+    _, batches = batches_of(quick("--no-caption", "1", "--nobody", "1", "--no-face", "0"))
+    batch = draw(batches)
+    features = batches.data.features.unconditional(4)
+    assert (batch.text == batches.no_text).all()
+    assert batch.active.all()
+    torch.testing.assert_close(batch.intrinsic, features.intrinsic)
+    torch.testing.assert_close(batch.structure, features.structure)
+
+
+def test_without_a_face_the_id_modules_learn_nothing_and_with_one_they_do(place):
+    for share, learns in (("1", False), ("0", True)):
+        torch.manual_seed(0)
+        model, batches = batches_of(quick("--no-face", share))
+        model(draw(batches))["loss"].backward()
+        norms = {n: float(p.grad.norm()) for n, p in model.named_parameters() if p.requires_grad and "lora_A" not in n}
+        identity = [norm for name, norm in norms.items() if "lora" not in name and "structure" not in name]
+        assert all(norm > 0 for norm in identity) if learns else not any(identity)
+        assert all(norm > 0 for name, norm in norms.items() if "lora" in name)
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "epsilon"])
+def test_the_loss_is_the_error_of_what_the_base_model_predicts(place, kind):
+    model, batches = batches_of(quick())
+    model.scheduler.register_to_config(prediction_type=kind)
+    torch.nn.init.zeros_(model.unet.conv_out.weight)
+    torch.nn.init.zeros_(model.unet.conv_out.bias)
+    batch = draw(batches)
+    a = model.scheduler.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
+    target = a.sqrt() * batch.noise - (1 - a).sqrt() * batch.latents if kind == "v_prediction" else batch.noise
+    torch.testing.assert_close(model(batch)["loss"], target.square().mean())
+
+
+def test_the_faces_weight_counts_inside_its_box_alone(place):
+    box = torch.tensor([[0.25, 0.5, 0.75, 1.0]])
+    mask = network.face_mask(box, (4, 4))
+    assert mask[0].tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0]]
+    plain, batches = batches_of(quick())
+    weighted, _ = batches_of(quick("--face-weight", "1e6"))
+    batch = draw(batches)
+    torch.manual_seed(0)
+    expected = plain(batch)["face"]
+    torch.manual_seed(0)
+    torch.testing.assert_close(weighted(batch)["loss"], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_fast_attention_gives_the_same_sums(monkeypatch):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, length, 8, dtype=torch.bfloat16) for length in (5, 7, 7))
+    keep = torch.rand(2, 1, 1, 7) > 0.4
+    for mask in (None, keep, torch.zeros(2, 1, 5, 7, dtype=torch.bfloat16).masked_fill(~keep, -1e4)):
+        expected = F.scaled_dot_product_attention(
+            q.float(),
+            k.float(),
+            v.float(),
+            None if mask is None else mask if mask.dtype == torch.bool else mask.float(),
+        )
+        with fast_attention():
+            got = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        assert got.dtype == torch.bfloat16
+        torch.testing.assert_close(got.float(), expected, rtol=3e-2, atol=3e-2)
+    with fast_attention():
+        causal = F.scaled_dot_product_attention(q, q, q, is_causal=True)
+    torch.testing.assert_close(causal, F.scaled_dot_product_attention(q, q, q, is_causal=True))
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+def test_a_run_trains_only_what_carries_identity_and_exports_its_average(place, stack, monkeypatch):
+    monkeypatch.setattr(samples, "PEOPLE", samples.PEOPLE[:1])
+    monkeypatch.setattr(samples, "PROMPTS", samples.PROMPTS[:1])
+    flags = [
+        "--precision",
+        "bf16",
+        "--steps",
+        "2",
+        "--samples-every",
+        "2",
+        "--log-every",
+        "1",
+        "--measure-cache",
+        "true",
+    ]
+    single_id.main([*QUICK, *flags])
+    run = place / "runs" / "single_id"
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    parts = ("id_embedding.", "lora_", "to_k_id", "to_v_id")
+    assert all(any(part in name for part in parts) for name in state["parameters"])
+    assert all(any(part in name for name in state["parameters"]) for part in parts)
+    average = dict(zip(state["parameters"], state["average"], strict=True))
+    config, tensors = checkpoints.load("out")
+    assert len(tensors) == len(average)
+    for name in ("id_embedding.queries", "id_embedding.layers.0.structure.to_q.weight"):
+        assert torch.equal(tensors[name], average[name].half().float())
+        assert not torch.equal(average[name], state["parameters"][name])
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert {"loss", "face"} <= log[0].keys()
+    with Image.open(run / "samples" / "000002.png") as grid:
+        assert grid.size == (256, 128)
+    assert json.loads((run / "cache.json").read_text())["speedup"] > 0
+    assert list((run / "tb").iterdir())
+
+
+@pytest.mark.parametrize(
+    "flags", [["--intrinsic", "global"], ["--structure", "false"], ["--drop", "false"]], ids=lambda f: f[0][2:]
+)
+def test_an_ablations_weights_attach_and_take_the_features_they_were_trained_with(place, stack, flags):
+    config = quick("--steps", "1", *flags)
+    single_id.run(config)
+    pipe = StableDiffusionPipeline.from_pretrained(stack / "tiny" / "sd")
+    tiny = stack / "tiny"
+    up = UniPortrait.attach(pipe, "out", backbone=tiny / "recogniser", clip=tiny / "clip")
+    _, batches = batches_of(config)
+    drawn = {"target": np.array([3]), "source": np.array([3]), "caption": np.array([0])}
+    parts = batches.data.read(drawn, cached=False)
+    intrinsic = parts["intrinsic"] if config.intrinsic == "spatial" else batches.as_vector(parts["intrinsic"])
+    crop = Image.fromarray(batches.data.crops([3])[0])
+    features = up.identity_of_crops([crop]).parts[0][1]
+    torch.testing.assert_close(features.intrinsic, intrinsic, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(features.structure, parts["structure"], rtol=1e-2, atol=1e-2)
+    assert up.tokens(up.identity_of_crops([crop])).isfinite().all()
+
+
+def test_weights_to_start_from_are_where_a_run_starts(place):
+    first = single_id.build(quick("--seed", "5"), network.Stack(single_id.data_folder("tiny")))
+    network.save(Path("begin"), first, network.Stack(single_id.data_folder("tiny")))
+    second = single_id.build(quick("--start-from", "begin"), network.Stack(single_id.data_folder("tiny")))
+    for name, weight in first.weights().items():
+        assert torch.equal(second.weights()[name], weight.half().float())
+
+
+def test_a_run_does_not_go_on_with_other_settings_or_other_frozen_weights(place, stack):
+    single_id.main([*QUICK, "--steps", "1"])
+    with pytest.raises(ConfigError, match="swap was 0.1 and is 0.2"):
+        single_id.main([*QUICK, "--steps", "2", "--swap", "0.2"])
+    config = stack / "tiny" / "sd" / "unet" / "config.json"
+    text = config.read_text()
+    try:
+        config.write_text(text + "\n")
+        with pytest.raises(ConfigError, match="unet was"):
+            single_id.main([*QUICK, "--steps", "2"])
+    finally:
+        config.write_text(text)
+    single_id.main([*QUICK, "--steps", "2", "--log-every", "1"])
+
+
+def test_missing_frozen_weights_are_named(place, stack, monkeypatch):
+    (place / "empty" / "tiny").mkdir(parents=True)
+    monkeypatch.setenv("UPL_DATA", str(place / "empty"))
+    with pytest.raises(WeightsError, match="U-Net"):
+        single_id.main(QUICK)
+
+
+def test_a_run_killed_and_started_again_has_the_weights_of_one_that_was_not(place, stack):
+    """Bit for bit, as all that is random in a step is drawn from the step's number."""
+    flags = [*QUICK, "--steps", "40", "--log-every", "1", "--warmup", "3"]
+    single_id.main([*flags, "--run", "whole"])
+    command = [sys.executable, "-c", SCRIPT, *flags, "--run", "killed", "--checkpoint-every", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment(stack))
+    log = place / "killed" / "log.jsonl"
+    while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= 5):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    halfway = torch.load(place / "killed" / "checkpoint.pt", weights_only=True)
+    assert 1 <= halfway["step"] < 40
+    single_id.main([*flags, "--run", "killed"])
+    whole, resumed = (torch.load(place / run / "checkpoint.pt", weights_only=True) for run in ("whole", "killed"))
+    assert resumed["step"] == 40
+    for name, weight in whole["parameters"].items():
+        assert torch.equal(weight, resumed["parameters"][name]), name
+    assert all(map(torch.equal, whole["average"], resumed["average"]))
+    losses = [
+        [json.loads(x)["loss"] for x in (place / run / "log.jsonl").read_text().splitlines()]
+        for run in ("whole", "killed")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_two_processes_train_together(place, stack):
+    """accelerate's launcher, gloo on the CPU: gradients are averaged over other batches than one process has."""
+    (place / "script.py").write_text(SCRIPT)
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_cpu_threads_per_process", "1"]
+    flags = [*QUICK, "--steps", "2", "--log-every", "1", "--ema", "none"]
+    subprocess.run(
+        [sys.executable, *launch, "script.py", *flags, "--run", "two"], env=environment(stack), check=True, timeout=600
+    )
+    single_id.main([*flags, "--run", "one", "--out", "alone"])
+    two, one = (torch.load(place / run / "checkpoint.pt", weights_only=True)["parameters"] for run in ("two", "one"))
+    assert two.keys() == one.keys()
+    assert not torch.equal(two["id_embedding.queries"], one["id_embedding.queries"])
+    assert (place / "out" / "model.safetensors").exists()
+
+
+def test_the_samples_tell_people_apart_by_the_judge(stack, place):
+    """On real pictures in place of portraits: a second scene of each person is nearer to that person's reference."""
+    faces = Path(__file__).parents[1] / "data" / "tiny" / "face"
+    look = samples.Samples(stack / "tiny" / "sd", place, faces)
+    again = [[reference(scene.faces[0].person, seed=2).image] for scene in look.references]
+    found = look.similarities(again)
+    assert found["faces_found"] == 1
+    assert found["facesim"] > found["facesim_others"] + 0.3
+
+
+def environment(stack: Path) -> dict[str, str]:
+    """For processes that run beside this one: one thread each, as here, so that sums come in the same order."""
+    here = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1]), "CACHE": str(stack / "cache")}
+    return {**os.environ, **here}

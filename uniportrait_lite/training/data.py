@@ -106,15 +106,18 @@ class PortraitData:
         parts["box"] = self.scenes.boxes[target, 0] / np.float32([width, height, width, height])
         return {k: torch.from_numpy(v.astype(np.int64 if k == "text" else np.float32)) for k, v in parts.items()}
 
-    # --- what is stored ------------------------------------------------------------------------------------------
-    def _faces(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """F_r and F_s of crops by the true landmarks, moved a little: always the same for a scene."""
+    def crops(self, indices: Sequence[int]) -> np.ndarray:
+        """Aligned faces uint8 (B,224,224,3) by the true landmarks, moved a little: always the same for a scene."""
         indices = np.asarray(indices)
         boxes, landmarks = self.scenes.boxes[indices, 0], self.scenes.landmarks[indices, 0]
         width = (boxes[:, 2] - boxes[:, 0])[:, None, None]
         moved = [np.random.Generator(np.random.PCG64([int(i), 5])).normal(0, JITTER, (5, 2)) for i in indices]
-        crops = crop(self.scenes.images(indices), landmarks + width * np.stack(moved), CROP)
-        found = self.features(self._pixels(crops))
+        return crop(self.scenes.images(indices), landmarks + width * np.stack(moved), CROP)
+
+    # --- what is stored ------------------------------------------------------------------------------------------
+    def _faces(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """F_r and F_s of the crops."""
+        found = self.features(self._pixels(self.crops(indices)))
         return {"intrinsic": _half(found.intrinsic), "structure": _half(found.structure)}
 
     def _texts(self, indices: Sequence[int]) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from uniportrait_lite import checkpoints
 from uniportrait_lite.adapter import UniPortrait
+from uniportrait_lite.faces import detector_of
 from uniportrait_lite.toyworld import Person, Scene, captions, reference, splits
 from uniportrait_lite.toyworld.pretrain.recognition import crop
 
@@ -25,9 +26,9 @@ class Samples:
     without them pictures are drawn and nothing is measured.
     """
 
-    def __init__(self, pipeline: Path, weights: Path, faces: Path, people: int = len(PEOPLE)):
+    def __init__(self, pipeline: Path, weights: Path, faces: Path):
         self.pipeline, self.weights, self.faces = pipeline, weights, faces
-        self.references = [reference(Person.random(seed), seed=1) for seed in PEOPLE[:people]]
+        self.references = [reference(Person.random(seed), seed=1) for seed in PEOPLE]
         if not self._has_judge:
             print(f"no judge.onnx in {faces}: the samples get no FaceSim", flush=True)
 
@@ -65,17 +66,10 @@ class Samples:
 
     @cached_property
     def _uniportrait(self) -> UniPortrait:
-        pipe = StableDiffusionPipeline.from_pretrained(self.pipeline, torch_dtype=torch.float32)
+        with checkpoints.no_progress_bars():
+            pipe = StableDiffusionPipeline.from_pretrained(self.pipeline, dtype=torch.float32)
         pipe.set_progress_bar_config(disable=True)
         return UniPortrait.attach(pipe.to("cuda" if torch.cuda.is_available() else "cpu"), self.weights)
-
-    @cached_property
-    def _analysis(self):
-        from insightface.app import FaceAnalysis
-
-        analysis = FaceAnalysis(name=str(self.faces), providers=["CPUExecutionProvider"])
-        analysis.prepare(ctx_id=-1, det_size=(128, 128))
-        return analysis
 
     @property
     def _has_judge(self) -> bool:
@@ -89,8 +83,8 @@ class Samples:
 
     def _embedding(self, image: Image.Image) -> np.ndarray | None:
         """The judge's unit vector of the surest face."""
-        faces = self._analysis.get(np.ascontiguousarray(np.asarray(image)[..., ::-1]))
-        return max(faces, key=lambda face: face.det_score).normed_embedding if faces else None
+        faces = detector_of(self.faces, embed=True).detect(image)
+        return max(faces, key=lambda face: face.score).embedding if faces else None
 
 
 def save_grid(rows: list[list[Image.Image]], path: Path) -> None:

@@ -25,7 +25,9 @@ from uniportrait_lite.training.network import SingleID, Stack, method_config, sa
 from uniportrait_lite.training.samples import Samples
 from uniportrait_lite.training.settings import DESCRIPTION, EPILOG, SingleIDConfig
 
-MAY_CHANGE = ("out", "steps", "hours", "log_every", "checkpoint_every", "samples_every", "measure_cache")
+MAY_CHANGE = (
+    "run", "out", "start_from", "steps", "hours", "log_every", "checkpoint_every", "samples_every", "measure_cache"
+)  # fmt: skip
 
 
 class Batches:
