@@ -1,0 +1,114 @@
+"""The training loop: what is learnt, what is kept, what is the same after a stop."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from uniportrait_lite.errors import ConfigError, WeightsError
+from uniportrait_lite.loop import LoopConfig, orthogonalise, train
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 16), nn.GELU(), nn.Dropout(0.2), nn.Linear(16, 2))
+
+
+def batch(step, generator):
+    x = torch.randn(32, 4, generator=generator)
+    return x, torch.stack([x[:, 0] * x[:, 1], x.sum(1)], 1)
+
+
+def loss(model, data):
+    return {"loss": (model(data[0]) - data[1]).square().mean()}
+
+
+def settings(out, **changes) -> LoopConfig:
+    return LoopConfig(
+        **{"out": str(out), "steps": 60, "lr": 3e-3, "muon_lr": 0.02, "warmup": 5, "ema": 0.9, "log_every": 5} | changes
+    )
+
+
+def test_training_lowers_the_loss(tmp_path):
+    history = train(settings(tmp_path, steps=150), network(), batch, loss)
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights_as_one_that_was_not(tmp_path):
+    straight = network()
+    train(settings(tmp_path / "straight"), straight, batch, loss)
+
+    class Stopped(Exception):
+        pass
+
+    def until_30(step, generator):
+        if step == 30:
+            raise Stopped
+        return batch(step, generator)
+
+    with pytest.raises(Stopped):  # the loop saves after every step here, so step 30 is the next
+        train(settings(tmp_path / "stopped", checkpoint_every=0), network(), until_30, loss)
+    resumed = network()
+    history = train(settings(tmp_path / "stopped"), resumed, batch, loss)
+    for a, b in zip(straight.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert [line["step"] for line in history] == list(range(5, 61, 5))
+    assert len((tmp_path / "stopped" / "log.jsonl").read_text().splitlines()) == 12
+
+
+def test_a_time_budget_ends_a_run(tmp_path):
+    history = train(settings(tmp_path, steps=None, hours=1 / 3600, log_every=1), network(), batch, loss)
+    assert 0.9 <= history[-1]["seconds"] <= 5
+
+
+def test_frozen_parameters_stay(tmp_path):
+    model = network()
+    model[0].requires_grad_(False)
+    before = model[0].weight.clone()
+    train(settings(tmp_path, steps=5), model, batch, loss)
+    assert torch.equal(model[0].weight, before)
+
+
+def test_the_averaged_weights_are_what_remains(tmp_path):
+    fast, slow = network(), network()
+    train(settings(tmp_path / "a", steps=20, ema=None), fast, batch, loss)
+    train(settings(tmp_path / "b", steps=20, ema=0.9), slow, batch, loss)
+    start = network()[0].weight
+    assert (slow[0].weight - start).norm() < (fast[0].weight - start).norm()
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 40), (2, 16, 144), (2, 96, 32)])
+def test_orthogonalised_matrices_have_singular_values_near_one(shape):
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(*shape, generator=torch.Generator().manual_seed(0))))
+    assert values.min() > 0.25 and values.max() < 1.4
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
+    train(settings(tmp_path, steps=10), network(), batch, loss)
+    kept = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(ConfigError, match="lower lr"):
+        train(settings(tmp_path, steps=20), network(), batch, lambda m, d: {"loss": m(d[0]).sum() * float("nan")})
+    assert (tmp_path / "checkpoint.pt").read_bytes() == kept
+
+
+def test_a_broken_or_foreign_checkpoint_says_what_to_do(tmp_path):
+    train(settings(tmp_path, steps=5), network(), batch, loss)
+    with pytest.raises(WeightsError, match="another network"):
+        train(settings(tmp_path, steps=5), nn.Linear(4, 2), batch, loss)
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(WeightsError, match="delete it"):
+        train(settings(tmp_path, steps=5), network(), batch, loss)
+
+
+@pytest.mark.parametrize("wrong", [{"steps": None}, {"precision": "fp8"}, {"steps": 0}, {"hours": -1.0}])
+def test_wrong_settings_are_refused(tmp_path, wrong):
+    with pytest.raises(ConfigError):
+        settings(tmp_path, **wrong)
+
+
+def test_the_log_is_one_json_object_a_line(tmp_path):
+    train(settings(tmp_path, steps=10), network(), batch, loss)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [5, 10] and all("loss" in line for line in lines)
