@@ -34,15 +34,16 @@ PROMPTS = (
 class UNetRecipe:
     out: str = "runs/unet"
     folder: str = "data/tiny/sd"
+    start_from: str | None = None  # a U-Net's folder, to go on from shipped weights where the run's folder is gone
     portraits: int = 40_000
     groups: int = 6_000  # of two, and as many of three
     group_share: float = 0.15  # of the steps: that many of two, that many of three people
-    batch: int = 48
+    batch: int = 32
     steps: int | None = 20_000
     hours: float | None = None
     lr: float = 1e-3
     muon_lr: float | None = 0.02
-    ema: float = 0.999
+    ema: float = 0.998
     cooldown: float = 0.5
     widths: tuple[int, ...] = (64, 128, 192)
     layers: int = 1
@@ -135,7 +136,10 @@ def run(**overrides) -> dict:
         load_scenes("trios", config.groups),
     ]
     latents = [load_latents(s, folder / "vae") for s in sets]
-    model = Denoise(build(config, latents[0].shape[1], text_encoder.config.hidden_size), text_encoder)
+    unet = build(config, latents[0].shape[1], text_encoder.config.hidden_size)
+    if config.start_from:
+        unet = type(unet).from_pretrained(config.start_from, torch_dtype=torch.float32)
+    model = Denoise(unet, text_encoder)
     noise_schedule = scheduler()
     device = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -20,6 +20,7 @@ class VAEConfig:
 
     out: str = "runs/vae"
     folder: str = "data/tiny/sd/vae"
+    start_from: str | None = None  # an autoencoder's folder, to go on from shipped weights
     scenes: int = 8000
     batch: int = 16
     steps: int | None = 6000
@@ -84,7 +85,10 @@ def run(**overrides) -> dict:
     """Trains, writes `folder`, returns the metrics."""
     config = VAEConfig(**overrides)
     sets = [load_scenes("portraits", config.scenes), load_scenes("trios", max(1000, config.scenes // 4))]
-    model = Reconstruct(build(config))
+    vae = build(config)
+    if config.start_from:
+        vae = type(vae).from_pretrained(config.start_from, torch_dtype=torch.float32)
+    model = Reconstruct(vae)
 
     def batch(step, generator):
         rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))

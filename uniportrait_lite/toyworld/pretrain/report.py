@@ -1,0 +1,65 @@
+"""data/README.md, written from what every recipe recorded beside its weights."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+HEAD = """\
+# What lies here
+
+Every file was made by this project from nothing but its own drawings: no outside data, no outside weights. All of it
+is under the project's licence (Apache-2.0). `python -m uniportrait_lite.toyworld.pretrain.report` writes this page from
+the records that the recipes leave beside their weights (`*.recipe.json`: settings, curve, metrics).
+
+* `tiny/sd/`: a Stable Diffusion pipeline as diffusers loads it: `AutoencoderKL`, CLIP text tower and tokenizer, U-Net,
+  scheduler
+* `tiny/clip/`: CLIP with both towers and projections
+* `tiny/face/`: `detector.onnx` (SCRFD's outputs) and `judge.onnx` (the recogniser that scores and conditions nothing),
+  as insightface's `FaceAnalysis` loads them; give `prepare` a `det_size` of (256, 256)
+* `tiny/recogniser/`: the IR-ResNet whose feature maps condition pictures
+* `tiny/reader/`: reads attributes off pictures, for evaluation alone
+* `tiny/uniportrait/`: ID embedding, ID keys and values, LoRA: the single-ID stage's result
+* `faces/`: references of four held-out people: `python -m uniportrait_lite.toyworld.references`
+* `prompts/`: evaluation prompts, written by hand
+
+## How the weights were made
+"""
+
+
+def main(argv=None) -> None:
+    """Writes README.md into the data folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default="data", help="the folder of tiny/, faces/ and prompts/")
+    folder = Path(parser.parse_args(argv).data)
+    lines = ["| command | steps | seconds | on | measured |", "| --- | --- | --- | --- | --- |"]
+    for path in sorted(folder.rglob("*.recipe.json")):
+        report = json.loads(path.read_text())
+        metrics = ", ".join(f"{name} {value}" for name, value in flat(report["metrics"]).items())
+        cells = (
+            f"`{report['recipe']}`",
+            f"{report['steps']:,}",
+            f"{report['seconds']:,.0f}",
+            report["hardware"],
+            metrics,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "## Files", "", "| file | kB |", "| --- | --- |"]
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != "README.md":
+            lines.append(f"| `{path.relative_to(folder).as_posix()}` | {path.stat().st_size / 1000:,.1f} |")
+    temporary = folder / "README.md.tmp"
+    temporary.write_text(HEAD + "\n" + "\n".join(lines) + "\n")
+    os.replace(temporary, folder / "README.md")
+
+
+def flat(metrics: dict, prefix: str = "") -> dict:
+    """Nested metrics under one level of names."""
+    found = {}
+    for name, value in metrics.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
+if __name__ == "__main__":
+    main()
