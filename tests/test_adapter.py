@@ -21,6 +21,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from method_parts import WIDTH, crop, small_pipe, write_weights
 from peft import LoraConfig
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from uniportrait_lite import ConfigError, UniPortrait, WeightsError, profiles
 
@@ -485,14 +486,34 @@ def test_unknown_profiles_and_missing_weights_are_clear_errors(monkeypatch, tmp_
         profiles.load("tiny")
 
 
-def test_a_profile_is_its_pipeline_and_weights_found_by_the_environment(monkeypatch, tmp_path):
+def test_a_profile_is_its_pipeline_and_weights_found_by_the_environment(monkeypatch, tmp_path, capfd):
     small_pipe(tmp_path / "tokenizer").save_pretrained(tmp_path / "tiny" / "sd")
     write_weights(tmp_path / "tiny")
+    capfd.readouterr()
     monkeypatch.setenv("UPL_DATA", str(tmp_path))
     up = profiles.load("tiny", device="cpu")
     assert up.unet.dtype == torch.float32
+    assert capfd.readouterr() == ("", "")  # neither progress bars nor load reports
     assert np.isfinite(picture(up, up.identity_of_crops([crop(1)]))).all()
     unet = tmp_path / "tiny" / "sd" / "unet" / "diffusion_pytorch_model.safetensors"
     unet.write_bytes(unet.read_bytes()[:1000])
     with pytest.raises(WeightsError, match="damaged or incomplete"):
         profiles.load("tiny", device="cpu")
+
+
+@pytest.mark.parametrize("harm", ["missing", "truncated", "incomplete"])
+def test_harmed_encoders_are_clear_errors_at_the_first_identity(harm, pipe, tmp_path):
+    write_weights(tmp_path)
+    model = tmp_path / "clip" / "model.safetensors"
+    if harm == "missing":
+        (tmp_path / "clip" / "config.json").unlink()
+    elif harm == "truncated":
+        model.write_bytes(model.read_bytes()[:500])
+    else:
+        tensors = load_file(model)
+        tensors.pop("vision_model.pre_layrnorm.weight")
+        save_file(tensors, model, metadata={"format": "pt"})
+    up = UniPortrait.attach(pipe, tmp_path / "uniportrait")
+    with pytest.raises(WeightsError, match="CLIP model"):
+        up.identity_of_crops([crop(1)])
+    up.detach()

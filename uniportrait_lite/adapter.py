@@ -28,8 +28,8 @@ from uniportrait_lite.attention import (
 )
 from uniportrait_lite.backbone import IRResNet
 from uniportrait_lite.checkpoints import UniPortraitConfig
-from uniportrait_lite.errors import ConfigError, WeightsError
-from uniportrait_lite.features import FaceFeatures, IDFeatures
+from uniportrait_lite.errors import ConfigError
+from uniportrait_lite.features import FaceFeatures, IDFeatures, load_clip_vision
 from uniportrait_lite.id_embedding import IDEmbedding
 from uniportrait_lite.injection import Injection, below_compile
 
@@ -127,15 +127,8 @@ class UniPortrait:
     @functools.cached_property
     def features(self) -> FaceFeatures:
         """The face backbone and the CLIP image tower, loaded at the first identity."""
-        from transformers import CLIPVisionModelWithProjection
-
         backbone = IRResNet.from_pretrained(self._encoders["backbone"])
-        folder = self._encoders["clip"]
-        if not (folder / "config.json").is_file():
-            raise WeightsError(f"{folder} holds no CLIP model: give its folder with attach(..., clip=FOLDER)")
-        with checkpoints.no_progress_bars():
-            clip = CLIPVisionModelWithProjection.from_pretrained(folder, dtype=torch.float32)
-        return FaceFeatures(backbone, clip, self.config.intrinsic)
+        return FaceFeatures(backbone, load_clip_vision(self._encoders["clip"]), self.config.intrinsic)
 
     def identity(self, pictures: Any, face: Any = None) -> Identity:
         """A person from a picture, or from a list of pictures of them: paths, PIL images or arrays.

@@ -76,14 +76,21 @@ def _build(kind: type, values: Mapping):
 
 @contextlib.contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Loading without the libraries' progress bars: ours takes a second, and they would fill a notebook."""
-    libraries = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
-    for library in libraries:
+    """Imports and loads without progress bars, load reports and transformers' advice to install torchvision.
+
+    The tiny networks load in a second, a vision tower is meant to leave a CLIP's text tower unread, and nothing here
+    needs torchvision. Whoever loads in here checks for missing weights: the report would have told of them.
+    """
+    barred = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
+    verbosity = transformers_logging.get_verbosity()
+    for library in barred:
         library.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
-        for library in libraries:
+        transformers_logging.set_verbosity(verbosity)
+        for library in barred:
             library.enable_progress_bar()
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers import CLIPVisionModelWithProjection
+
+from uniportrait_lite.checkpoints import no_progress_bars
+from uniportrait_lite.errors import WeightsError
 
 # The normalisation that CLIP's image towers are trained with, from the CLIP release.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -28,6 +35,22 @@ class IDFeatures(NamedTuple):
     def of_references(references: list[IDFeatures]) -> IDFeatures:
         """Several references of one identity: their features concatenated along the sequence (paper: ID embedding)."""
         return IDFeatures(*(torch.cat(parts, dim=1) for parts in zip(*references, strict=True)))
+
+
+def load_clip_vision(folder: str | os.PathLike) -> CLIPVisionModelWithProjection:
+    """The image tower of a CLIP model on disk, float32; raises `WeightsError` where it is missing or damaged."""
+    if not (Path(folder) / "config.json").is_file():
+        raise WeightsError(f"{folder} holds no CLIP model (config.json): fetch it again, or give its right folder")
+    try:
+        with no_progress_bars():
+            model, found = CLIPVisionModelWithProjection.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True
+            )
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"the CLIP model in {folder} is cut short or damaged ({error}): fetch it again") from error
+    if found["missing_keys"]:
+        raise WeightsError(f"the CLIP model in {folder} lacks {len(found['missing_keys'])} weights: fetch it again")
+    return model
 
 
 class FaceFeatures(nn.Module):

@@ -51,16 +51,18 @@ def load(
         raise WeightsError(f"{folder / 'sd'} holds no pipeline (model_index.json): fetch or train the tiny stack again")
 
     import torch
-    from diffusers import StableDiffusionPipeline
 
-    from uniportrait_lite.adapter import UniPortrait
     from uniportrait_lite.checkpoints import no_progress_bars
 
     try:
         with no_progress_bars():
+            from diffusers import StableDiffusionPipeline
+
             pipe = StableDiffusionPipeline.from_pretrained(folder / "sd", dtype=dtype or torch.float32)
     except (OSError, ValueError, RuntimeError) as error:
         raise WeightsError(f"{folder / 'sd'} is damaged or incomplete ({error}): fetch it again") from error
+    from uniportrait_lite.adapter import UniPortrait
+
     pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pipe.set_progress_bar_config(disable=True)  # a picture takes a second or two
     return UniPortrait.attach(pipe, folder / "uniportrait")
