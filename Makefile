@@ -32,10 +32,7 @@ lab: $(INSTALLED) ## JupyterLab on the notebooks
 	$(BIN)/python -m jupyter lab notebooks
 
 notebooks: $(INSTALLED) ## make the notebooks from notebooks/src, run them, keep what they show
-	@for source in notebooks/src/[0-9]*.py; do \
-		[ -e "$$source" ] || { echo "There is no notebook in notebooks/src." >&2; exit 1; }; \
-		$(BIN)/python -m jupytext --to ipynb --set-kernel python3 --execute --run-path notebooks \
-			--output "notebooks/$$(basename "$$source" .py).ipynb" "$$source" || exit 1; done
+	$(BIN)/python -m uniportrait_lite.learn.notebooks build
 
 weights: $(INSTALLED) ## train every network of data/tiny again (hours on a CPU; may be stopped and started again)
 	$(BIN)/python -m uniportrait_lite pretrain all
@@ -51,6 +48,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 			exit 1; fi; \
 		echo "Making $(VENV) with $$($(PYTHON) --version)"; \
 		$(PYTHON) -m venv --clear $(VENV) || exit 1; fi
+	@# A pip older than 23.2 downloads whole packages (PyTorch: 500 MB) only to read what they require.
+	$(BIN)/python -m pip install --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
 	@$(BIN)/python -c 'import skia, cv2' || { \
 		echo "Drawing and face detection need system libraries: sudo apt-get install libgl1 libegl1 libglib2.0-0" >&2; \
