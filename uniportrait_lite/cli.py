@@ -85,6 +85,7 @@ _EVALUATE = f"""\
 protocols:
   identity   people whom no network was trained on: how alike portraits are to their references, how well prompts are
              followed, beside the ceiling (real pictures), the floor (other people) and the ablations
+  stack      the networks below: judge, detector, autoencoder and text to image, beside the project's goals
 
 examples:
   {PROGRAM} evaluate identity --profile tiny
@@ -242,8 +243,14 @@ def _identity():
     return main
 
 
+def _stack():
+    from uniportrait_lite.evaluation.stack import main
+
+    return main
+
+
 _STAGES = {"single_id": _single_id}
-_PROTOCOLS = {"identity": _identity}
+_PROTOCOLS = {"identity": _identity, "stack": _stack}
 
 
 # --- what they are given ----------------------------------------------------------------------------------------------
