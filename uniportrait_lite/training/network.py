@@ -105,7 +105,8 @@ class Stack:
     def digests(self) -> dict[str, str]:
         """What tells these weights from others, by network."""
         names = ("vae", "text_encoder", "unet", "clip", "backbone")
-        return {name: digest(*weights(self.folders[name])) for name in names}
+        found = {name: digest(*weights(self.folders[name])) for name in names}
+        return {**found, "scheduler": digest(self.folders["scheduler"])}
 
 
 def method_config(config: SingleIDConfig, stack: Stack) -> UniPortraitConfig:

@@ -17,12 +17,14 @@ those frozen networks make of the portraits is computed once and read from runs/
 """
 EPILOG = """\
 examples:
-  python -m uniportrait_lite train single_id --hours 2          train for two hours; the schedule fits itself to them
-  python -m uniportrait_lite train single_id                    the same again: goes on where it was stopped or killed
-  python -m uniportrait_lite train single_id --structure false  an ablation, in folders of its own
-  accelerate launch -m uniportrait_lite train single_id         several processes or GPUs, each with its own batches
+  python -m uniportrait_lite train single_id --steps none --hours 2     two hours, with the schedule that fits them
+      the same command again goes on where it was stopped or killed
+  python -m uniportrait_lite train single_id --structure false          an ablation, in a folder of its own
+  python -m uniportrait_lite train single_id --config my.yaml --seed 1  settings from a file, one of them changed
+  accelerate launch -m uniportrait_lite train single_id                 on one GPU or several, each with its own batches
+  torchrun --nproc-per-node 2 -m uniportrait_lite train single_id       the same in two processes on CPUs
 
-A run's folder (--run) holds checkpoint.pt, log.jsonl, TensorBoard's tb, settings.json, samples (a row a person:
+A run's folder (--run-folder) holds checkpoint.pt, log.jsonl, TensorBoard's tb, settings.json, samples (a row a person:
 reference, then portraits) and weights, the averaged weights so far, as UniPortrait.attach reads them.
 What to watch: "face" is the loss inside the face's box; "facesim" is the judge's similarity of portraits of people
 nobody trained on to their references, which has to rise above "facesim_others", that to other people's references.
@@ -34,9 +36,11 @@ class SingleIDConfig:
     """A run's settings; where the paper has another value, or none, the help says so."""
 
     profile: Literal["tiny"] = setting("tiny", "which stack is trained: its folder of weights, its world")
-    run: str | None = setting(None, "the run's folder; none: runs/single_id, or runs/single_id_VARIANT for an ablation")
+    run_folder: str | None = setting(
+        None, "the run's folder; none: runs/single_id, or runs/single_id_VARIANT for an ablation"
+    )
     out: str | None = setting(
-        None, "gets the final weights; none: the profile's uniportrait, RUN/weights for an ablation"
+        None, "gets the final weights; none: the profile's uniportrait, RUN_FOLDER/weights for an ablation"
     )
     start_from: str | None = setting(None, "weights to begin with in place of new ones: a folder")
     portraits: int = setting(20_000, "how many drawn portraits to train on, of 4,000 people in turn")
@@ -70,7 +74,9 @@ class SingleIDConfig:
     log_every: int = setting(20, "steps")
     checkpoint_every: float = setting(120.0, "seconds")
     samples_every: int = setting(500, "steps from one grid of samples, with its FaceSim, to the next")
-    measure_cache: bool = setting(False, "true: first time steps with and without what is cached, into RUN/cache.json")
+    measure_cache: bool = setting(
+        False, "true: first time steps with and without what is cached, into RUN_FOLDER/cache.json"
+    )
 
     def __post_init__(self):
         shares = {name: getattr(self, name) for name in ("swap", "no_face", "no_caption", "nobody")}
@@ -84,7 +90,7 @@ class SingleIDConfig:
             raise ConfigError(f"face_weight is above 0, not {self.face_weight}")
         changed = {"global": self.intrinsic == "global", "no_structure": not self.structure, "no_drop": not self.drop}
         self.variant = "_".join(name for name, is_so in changed.items() if is_so)
-        self.run = self.run or "_".join(filter(None, ("runs/single_id", self.variant)))
+        self.run_folder = self.run_folder or "_".join(filter(None, ("runs/single_id", self.variant)))
         self.loop()  # checks the rest
 
     def loop(self) -> LoopConfig:
@@ -103,4 +109,4 @@ class SingleIDConfig:
             "log_every",
             "checkpoint_every",
         )
-        return LoopConfig(out=self.run, **{name: getattr(self, name) for name in names})
+        return LoopConfig(out=self.run_folder, **{name: getattr(self, name) for name in names})

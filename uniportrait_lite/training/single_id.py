@@ -26,7 +26,8 @@ from uniportrait_lite.training.samples import Samples
 from uniportrait_lite.training.settings import DESCRIPTION, EPILOG, SingleIDConfig
 
 MAY_CHANGE = (
-    "run", "out", "start_from", "steps", "hours", "log_every", "checkpoint_every", "samples_every", "measure_cache"
+    "run_folder", "out", "start_from", "steps", "hours",
+    "log_every", "checkpoint_every", "samples_every", "measure_cache",
 )  # fmt: skip
 
 
@@ -85,8 +86,8 @@ def build(config: SingleIDConfig, stack: Stack) -> SingleID:
 
 
 def keep_settings(config: SingleIDConfig, stack: Stack) -> None:
-    """Writes RUN/settings.json; where a checkpoint was made with other settings, says so instead of going on."""
-    path = Path(config.run) / "settings.json"
+    """Writes RUN_FOLDER/settings.json; where a checkpoint was made with other settings, says so instead of going on."""
+    path = Path(config.run_folder) / "settings.json"
     now = {"settings": asdict(config), "frozen": stack.digests()}
     if path.exists() and (path.parent / "checkpoint.pt").exists():
         before = json.loads(path.read_text())
@@ -98,8 +99,8 @@ def keep_settings(config: SingleIDConfig, stack: Stack) -> None:
         ]
         if changed:
             raise ConfigError(
-                f"{config.run} holds a training with other settings ({'; '.join(changed)}): give them back, or another "
-                f"--run (with --start-from {config.run}/weights to build on what it learned)"
+                f"{config.run_folder} holds a training with other settings ({'; '.join(changed)}): give them back, or "
+                f"another --run-folder (and --start-from {config.run_folder}/weights to build on what it learned)"
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
@@ -144,7 +145,7 @@ def run(config: SingleIDConfig) -> list[dict]:
     """Trains, or goes on with a training, and writes the weights; returns the log."""
     state = PartialState(cpu=not torch.cuda.is_available())
     folder = data_folder(config.profile)
-    weights_folder = Path(config.run) / "weights"
+    weights_folder = Path(config.run_folder) / "weights"
     out = Path(config.out) if config.out else weights_folder if config.variant else folder / "uniportrait"
     stack = Stack(folder)
     if state.is_main_process:
@@ -164,12 +165,12 @@ def run(config: SingleIDConfig) -> list[dict]:
         nonlocal samples
         save(weights_folder, module, stack)
         samples = samples or Samples(stack.pipeline, weights_folder, stack.folders["faces"])
-        return samples(Path(config.run) / "samples" / f"{step:06d}.png")
+        return samples(Path(config.run_folder) / "samples" / f"{step:06d}.png")
 
     if config.measure_cache and state.is_main_process:
         found = measure_cache(model, batches)
         print("what the cache brings, in seconds a step:", found, flush=True)
-        (Path(config.run) / "cache.json").write_text(json.dumps(found) + "\n")
+        (Path(config.run_folder) / "cache.json").write_text(json.dumps(found) + "\n")
     history = train(
         config.loop(), model, batches, loss, evaluate=evaluate, evaluate_every=config.samples_every,
         no_muon=lambda name: "lora_" in name or name.endswith("queries"),
