@@ -1,4 +1,4 @@
-"""What installation stands on: the tested set satisfies the ranges, on every supported Python, from no index of ours."""
+"""What installation stands on: the tested set fits the ranges, on every supported Python, from no index of ours."""
 
 import re
 import tomllib
