@@ -1,0 +1,67 @@
+"""What is measured: similarities of faces, how well they tell people apart, and where they lie between two limits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from uniportrait_lite.faces import face_of
+from uniportrait_lite.pictures import Picture
+
+
+def face_similarity(image_a: Picture, image_b: Picture, folder: str | os.PathLike | None = None) -> float:
+    """How alike the largest faces of two pictures are: the cosine of the judge's embeddings, 1 for the same picture.
+
+    Pictures are paths, PIL images or arrays. `folder` holds detector and judge: the tiny profile's where not given.
+    Raises `NoFaceError` where a picture shows no face, `PictureError` for what is no picture.
+    """
+    a, b = (face_of(image, "largest", folder, embed=True).embedding for image in (image_a, image_b))
+    return float(a @ b)
+
+
+def similarities(embeddings: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines of pictures to references: to their own person's (P,Q), and to each other person's (P,Q,P-1).
+
+    `embeddings` (P,Q,D) are of Q pictures of each of P people, of length 1, NaN where no face was found: those count
+    as 0, as alike as strangers. `references` (P,D).
+    """
+    people = len(references)
+    cosines = np.nan_to_num(np.einsum("pqd,rd->pqr", embeddings, references))
+    same = np.eye(people, dtype=bool)
+    own = cosines.transpose(0, 2, 1)[same]
+    return own, cosines.transpose(0, 2, 1)[~same].reshape(people, people - 1, -1).transpose(0, 2, 1)
+
+
+def auc(own: np.ndarray, others: np.ndarray) -> float:
+    """The chance that a similarity to the own reference is above one to another's; equal ones count half."""
+    ranked = np.sort(others, axis=None)
+    below, upto = (np.searchsorted(ranked, own.ravel(), side=side) for side in ("left", "right"))
+    return float((below + upto).mean() / (2 * len(ranked)))
+
+
+def scaled(own: float, floor: float, ceiling: float) -> float:
+    """s: 0 where portraits are as alike as other people's pictures, 1 where as alike as real ones of the person."""
+    return float((own - floor) / (ceiling - floor))
+
+
+def interval(
+    own: np.ndarray, floor: np.ndarray, ceiling: np.ndarray, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """The 95% interval of s over people, by bootstrap: each argument (P,) holds the people's means."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(own), size=(draws, len(own)))
+    own, floor, ceiling = (values[drawn].mean(axis=1) for values in (own, floor, ceiling))
+    low, high = np.quantile((own - floor) / (ceiling - floor), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def followed(read: Sequence[Mapping[str, str]], asked: Sequence[Mapping[str, str]]) -> dict[str, float]:
+    """The share of asked attributes that were read in the pictures: of all of them ("all"), then by attribute."""
+    hits: dict[str, list[bool]] = {}
+    for seen, wanted in zip(read, asked, strict=True):
+        for name, value in wanted.items():
+            hits.setdefault(name, []).append(seen[name] == value)
+    every = [hit for values in hits.values() for hit in values]
+    return {"all": float(np.mean(every)), **{name: float(np.mean(values)) for name, values in hits.items()}}

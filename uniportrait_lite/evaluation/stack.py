@@ -1,0 +1,92 @@
+"""The stack protocol: how good the networks are on which portraits stand, beside the project's goals for them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from uniportrait_lite.checkpoints import CallDefaults
+from uniportrait_lite.errors import ConfigError, WeightsError
+from uniportrait_lite.evaluation.portraits import settings
+from uniportrait_lite.evaluation.report import check_folder, markdown, write_json, write_text
+from uniportrait_lite.evaluation.stack_parts import PARTS, Figure, Lab
+from uniportrait_lite.evaluation.witnesses import Witnesses
+from uniportrait_lite.profiles import data_folder
+from uniportrait_lite.toyworld.pretrain.record import hardware
+
+_DESCRIPTION = """\
+Measures, on people and scenes that no network was trained on:
+  judge      how well it tells people apart, over all variations, by insightface: detector, alignment, embedding
+  detector   in how many scenes of one to three people every face is found, and how far its landmarks are off
+  vae        the judge's similarity of decoded pictures to another scene of the person, as a share of the real pair's
+  text       how many of the attributes that a prompt names the reader finds in the picture made from it, beside what it
+             finds in real pictures; and whether pictures of two and three people show as many faces
+Writes stack.md, stack.json and contact sheets into --out, with the project's goal beside each figure.
+"""
+_EPILOG = """\
+examples:
+  python -m uniportrait_lite evaluate stack
+  python -m uniportrait_lite evaluate stack --parts judge,detector
+  python -m uniportrait_lite evaluate stack --quick                        a tenth of everything: a look, not a result
+"""
+
+
+def evaluate(lab: Lab, parts: Sequence[str]) -> tuple[list[Figure], dict[str, str]]:
+    """The figures of some parts, and those that could not be measured as their networks are missing, with the reason.
+
+    What is known is written after each part.
+    """
+    figures: list[Figure] = []
+    absent: dict[str, str] = {}
+    for part in parts:
+        try:
+            figures += PARTS[part](lab)
+        except WeightsError as error:
+            absent[part] = str(error)
+        result = {"figures": [asdict(figure) for figure in figures], "absent": absent, "hardware": hardware()}
+        write_json(result, lab.out / "stack.json")
+        write_text(stack_markdown(figures, absent), lab.out / "stack.md")
+    return figures, absent
+
+
+def stack_markdown(figures: Sequence[Figure], absent: Mapping[str, str]) -> str:
+    """The table of figures with their goals, and what could not be measured."""
+    table = markdown(("figure", "measured", "goal", "of"), [(f.name, f.value, f.goal, f.of) for f in figures])
+    missing = [f"- {part}: not measured: {why}" for part, why in absent.items()]
+    return "\n\n".join(["# The stack", f"On {hardware()}.", table, *missing]) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`python -m uniportrait_lite evaluate stack`."""
+    args = _parser().parse_args(argv)
+    parts = args.parts.split(",")
+    for part in parts:
+        if part not in PARTS:
+            raise ConfigError(f"there is no part {part!r}: the parts are {', '.join(PARTS)}")
+    if args.batch < 1 or not 0 <= args.seed < 1000:
+        raise ConfigError("--batch is at least 1, and --seed from 0 to 999")
+    folder, out = data_folder(args.profile), check_folder(args.out)
+    knobs = settings(CallDefaults(), steps=args.steps, guidance=args.guidance)
+    lab = Lab(folder, Witnesses(folder), out, args.seed, 0.1 if args.quick else 1.0, knobs, args.batch)
+    print(stack_markdown(*evaluate(lab, parts)))
+    print(f"written to {out}: stack.md, stack.json, stack_*.png")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m uniportrait_lite evaluate stack",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--profile", choices=["tiny"], default="tiny", help="which set of networks (default: tiny)")
+    parser.add_argument("--parts", default=",".join(PARTS), metavar="A,B", help="which parts (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of scenes and noise (default: 0)")
+    parser.add_argument("--steps", type=int, help="denoising steps (default: 20)")
+    parser.add_argument("--guidance", type=float, help="how strongly prompts are followed (default: 4)")
+    parser.add_argument("--batch", type=int, default=25, metavar="N", help="pictures drawn at once (default: 25)")
+    parser.add_argument("--out", default="outputs/evaluation", metavar="FOLDER", help="(default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the scenes")
+    return parser
