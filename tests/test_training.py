@@ -28,10 +28,12 @@ from uniportrait_lite.toyworld.pretrain import latents as world_latents
 from uniportrait_lite.toyworld.pretrain.unet import scheduler
 from uniportrait_lite.toyworld.tokenizer import build_tokenizer
 from uniportrait_lite.training import network, samples, single_id
+from uniportrait_lite.training.batches import Batches
 from uniportrait_lite.training.config import load
 from uniportrait_lite.training.data import PortraitData
 from uniportrait_lite.training.settings import SingleIDConfig
 from uniportrait_lite.training.store import Store, digest
+from uniportrait_lite.training.watch import Validation
 
 CHUNK = 20  # scenes: five people in four portraits each
 
@@ -42,7 +44,7 @@ torch.set_num_threads(1)
 from uniportrait_lite.toyworld.pretrain import data, latents
 data.CACHE = latents.CACHE = pathlib.Path(os.environ["CACHE"])
 data.CHUNK = latents.CHUNK = {CHUNK}
-data.SETS["portraits"] = data.SceneSet("portraits", range(5))
+data.SETS |= {{name: data.SceneSet(name, range(k, k + 5)) for name, k in (("portraits", 0), ("unseen", 2_000_000))}}
 from uniportrait_lite.training import single_id
 single_id.main(sys.argv[1:])
 """
@@ -98,7 +100,8 @@ def place(stack, tmp_path, monkeypatch) -> Path:
     for module in (world, world_latents):
         monkeypatch.setattr(module, "CHUNK", CHUNK)
         monkeypatch.setattr(module, "CACHE", stack / "cache")
-    monkeypatch.setitem(world.SETS, "portraits", world.SceneSet("portraits", range(5)))
+    for name, first in (("portraits", 0), ("unseen", 2_000_000)):
+        monkeypatch.setitem(world.SETS, name, world.SceneSet(name, range(first, first + 5)))
     AcceleratorState._reset_state()  # accelerate lets a process have one precision
     return tmp_path
 
@@ -110,13 +113,13 @@ def quick(*flags: str) -> SingleIDConfig:
     return load(SingleIDConfig, [*QUICK, *flags], prog="train")
 
 
-def batches_of(config: SingleIDConfig) -> tuple[network.SingleID, single_id.Batches]:
+def batches_of(config: SingleIDConfig) -> tuple[network.SingleID, Batches]:
     stack = network.Stack(single_id.data_folder("tiny"))
     data = PortraitData("portraits", config.portraits, stack.features, stack.tokenizer, stack.folders)
-    return single_id.build(config, stack), single_id.Batches(config, data, 1000)
+    return single_id.build(config, stack), Batches(config, data, 1000)
 
 
-def draw(batches: single_id.Batches, seed: int = 0):
+def draw(batches: Batches, seed: int = 0):
     return batches(0, torch.Generator().manual_seed(seed))
 
 
@@ -224,8 +227,8 @@ def test_new_weights_of_the_backbone_leave_no_stale_features_in_use(place, stack
     finally:
         path.write_text(text)
     assert faces() == before
-    assert len(list((stack / "cache").glob("faces-*"))) == 2
-    assert len(list((stack / "cache").glob("latents-*"))) == 1
+    assert len(list((stack / "cache").glob("faces-portraits-*"))) == 2
+    assert len(list((stack / "cache").glob("latents-portraits-*"))) == 1
 
 
 def test_swapped_features_come_from_another_picture_of_the_same_person(place):
@@ -304,6 +307,14 @@ def test_fast_attention_gives_the_same_sums(monkeypatch):
     torch.testing.assert_close(causal, F.scaled_dot_product_attention(q, q, q, is_causal=True))
 
 
+def test_validation_is_the_same_each_time_and_tells_features_apart(place):
+    model, batches = batches_of(quick())
+    validation = Validation(batches, 8)
+    first = validation(model.eval())
+    assert first == validation(model)
+    assert len(set(first.values())) == 3
+
+
 # --- runs -------------------------------------------------------------------------------------------------------------
 def test_a_run_trains_only_what_carries_identity_and_exports_its_average(place, stack, monkeypatch):
     monkeypatch.setattr(samples, "PEOPLE", samples.PEOPLE[:1])
@@ -338,6 +349,9 @@ def test_a_run_trains_only_what_carries_identity_and_exports_its_average(place, 
         assert grid.size == (256, 128)
     assert json.loads((run / "cache.json").read_text())["speedup"] > 0
     assert list((run / "tb").iterdir())
+    recipe = json.loads(Path("out/single_id.recipe.json").read_text())
+    assert recipe["steps"] == 2 and recipe["settings"]["precision"] == "bf16"
+    assert {"loss", "unseen_face", "unseen_face_with_another"} <= recipe["metrics"].keys()
 
 
 @pytest.mark.parametrize(
@@ -351,11 +365,10 @@ def test_an_ablations_weights_attach_and_take_the_features_they_were_trained_wit
     up = UniPortrait.attach(pipe, "out", backbone=tiny / "recogniser", clip=tiny / "clip")
     _, batches = batches_of(config)
     drawn = {"target": np.array([3]), "source": np.array([3]), "caption": np.array([0])}
-    parts = batches.data.read(drawn, cached=False)
-    intrinsic = parts["intrinsic"] if config.intrinsic == "spatial" else batches.as_vector(parts["intrinsic"])
+    parts = batches.read(drawn, cached=False)
     crop = Image.fromarray(batches.data.crops([3])[0])
     features = up.identity_of_crops([crop]).parts[0][1]
-    torch.testing.assert_close(features.intrinsic, intrinsic, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(features.intrinsic, parts["intrinsic"], rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(features.structure, parts["structure"], rtol=1e-2, atol=1e-2)
     assert up.tokens(up.identity_of_crops([crop])).isfinite().all()
 

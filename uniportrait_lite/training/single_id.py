@@ -1,9 +1,7 @@
 """The single-ID stage: trains the ID embedding, the ID keys and values and the LoRA on portraits of one person each."""
 
 import json
-import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,61 +16,20 @@ from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.loop import train
 from uniportrait_lite.profiles import data_folder
 from uniportrait_lite.toyworld.pretrain import data as world
-from uniportrait_lite.toyworld.pretrain.unet import draw_timesteps
+from uniportrait_lite.toyworld.pretrain.record import write_json
+from uniportrait_lite.training.batches import Batches
 from uniportrait_lite.training.config import load
-from uniportrait_lite.training.data import Batch, PortraitData, tokenize
+from uniportrait_lite.training.data import Batch, PortraitData
 from uniportrait_lite.training.network import SingleID, Stack, method_config, save
 from uniportrait_lite.training.samples import Samples
 from uniportrait_lite.training.settings import DESCRIPTION, EPILOG, SingleIDConfig
+from uniportrait_lite.training.watch import Validation, measure_cache, recipe
 
 MAY_CHANGE = (
     "run_folder", "out", "start_from", "steps", "hours",
     "log_every", "checkpoint_every", "samples_every", "measure_cache",
 )  # fmt: skip
-
-
-class Batches:
-    """The batch of a step: samples of `data`, some of them without caption, without face, or with another's F_r.
-
-    With probability `no_caption` the caption is empty. A share `nobody` of these gets the unconditional features too,
-    and so the unconditional ID tokens: that is the row which guidance compares with. The paper does not say how these
-    tokens are trained. Independently, with probability `no_face` the ID branch is off.
-    """
-
-    def __init__(self, config: SingleIDConfig, data: PortraitData, timesteps: int):
-        self.config, self.data, self.timesteps = config, data, timesteps
-        self.no_text = tokenize(data.tokenizer, [""])[0]
-        self.no_structure = data.features.unconditional().structure.cpu()
-
-    def __call__(self, step: int, generator: torch.Generator, cached: bool = True) -> Batch:
-        config, size = self.config, self.config.batch
-        parts = self.data.read(self.data.draw(generator, size, config.swap), cached)
-        if config.intrinsic == "global":
-            parts["intrinsic"] = self.as_vector(parts["intrinsic"])
-        silent = torch.rand(size, generator=generator) < config.no_caption
-        nobody = silent & (torch.rand(size, generator=generator) < config.nobody)
-        parts["text"][silent] = self.no_text
-        parts["intrinsic"][nobody] = 0
-        parts["structure"][nobody] = self.no_structure
-        if config.timesteps == "middle":
-            timesteps = draw_timesteps(size, generator, self.timesteps)
-        else:
-            timesteps = torch.randint(self.timesteps, (size,), generator=generator)
-        return Batch(
-            **parts,
-            noise=torch.randn(parts["latents"].shape, generator=generator),
-            timesteps=timesteps,
-            active=torch.rand(size, generator=generator) >= config.no_face,
-        )
-
-    @torch.no_grad()
-    def as_vector(self, intrinsic: Tensor) -> Tensor:
-        """The face's one vector (B,1,D) from the stored map (B,49,C): the rest of the backbone."""
-        backbone = self.data.features.backbone
-        side = round(intrinsic.shape[1] ** 0.5)
-        maps = intrinsic.transpose(1, 2).unflatten(2, (side, side))
-        device = next(backbone.parameters()).device
-        return backbone.head(maps.to(device)).cpu().unsqueeze(1)
+VALIDATION = 64  # portraits of people outside training
 
 
 def build(config: SingleIDConfig, stack: Stack) -> SingleID:
@@ -103,42 +60,7 @@ def keep_settings(config: SingleIDConfig, stack: Stack) -> None:
                 f"another --run-folder (and --start-from {config.run_folder}/weights to build on what it learned)"
             )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(now, indent=1) + "\n")
-    os.replace(temporary, path)
-
-
-def measure_cache(model: SingleID, batches: Batches, repeats: int = 5) -> dict[str, float]:
-    """Mean seconds of a training step without its data, of reading a batch, and of computing what is read.
-
-    `speedup`: how many times as long a step takes that computes latents, features and captions itself.
-    """
-    device = next(model.parameters()).device
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=model.bf16)
-
-    def step() -> None:
-        with autocast:
-            model(batch)["loss"].backward()
-        model.zero_grad(set_to_none=True)
-
-    def seconds(work) -> float:
-        work()
-        started = time.perf_counter()
-        for _ in range(repeats):
-            work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return (time.perf_counter() - started) / repeats
-
-    generator = torch.Generator().manual_seed(0)
-    batch = batches(0, generator).to(device)
-    found = {
-        "step": seconds(step),
-        "reading": seconds(lambda: batches(0, generator)),
-        "computing": seconds(lambda: batches(0, generator, cached=False)),
-    }
-    speedup = (found["step"] + found["computing"]) / (found["step"] + found["reading"])
-    return {**{name: round(value, 4) for name, value in found.items()}, "speedup": round(speedup, 2)}
+    write_json(path, now)
 
 
 def run(config: SingleIDConfig) -> list[dict]:
@@ -154,31 +76,33 @@ def run(config: SingleIDConfig) -> list[dict]:
     stack.features.to(state.device)
     world.CACHE.mkdir(parents=True, exist_ok=True)
     with FileLock(world.CACHE / "single_id.lock"):  # one process draws and computes, the others read
-        data = PortraitData("portraits", config.portraits, stack.features, stack.tokenizer, stack.folders)
+        data, unseen = (
+            PortraitData(name, count, stack.features, stack.tokenizer, stack.folders)
+            for name, count in (("portraits", config.portraits), ("unseen", VALIDATION))
+        )
     batches = Batches(config, data, stack.scheduler.config.num_train_timesteps)
-    samples = None
+    validation = Validation(Batches(config, unseen, batches.timesteps), VALIDATION)
+    samples = Samples(stack.pipeline, weights_folder, stack.folders["faces"])
 
     def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return module(batch.to(state.device))
 
     def evaluate(module: SingleID, step: int) -> dict[str, float]:
-        nonlocal samples
         save(weights_folder, module, stack)
-        samples = samples or Samples(stack.pipeline, weights_folder, stack.folders["faces"])
-        return samples(Path(config.run_folder) / "samples" / f"{step:06d}.png")
+        return {**validation(module), **samples(Path(config.run_folder) / "samples" / f"{step:06d}.png")}
 
     if config.measure_cache and state.is_main_process:
         found = measure_cache(model, batches)
         print("what the cache brings, in seconds a step:", found, flush=True)
-        (Path(config.run_folder) / "cache.json").write_text(json.dumps(found) + "\n")
+        write_json(Path(config.run_folder) / "cache.json", found)
     history = train(
         config.loop(), model, batches, loss, evaluate=evaluate, evaluate_every=config.samples_every,
         no_muon=lambda name: "lora_" in name or name.endswith("queries"),
     )  # fmt: skip
     if state.is_main_process:
-        save(weights_folder, model, stack)
-        if out != weights_folder:
-            save(out, model, stack)
+        for place in dict.fromkeys((weights_folder, out)):
+            save(place, model, stack)
+            write_json(place / "single_id.recipe.json", recipe(config, history))
         print(f"weights in {out}", flush=True)
     return history
 
