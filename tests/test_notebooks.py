@@ -1,0 +1,215 @@
+"""Notebooks are what their sources generate, run in order, small, and readable where nothing runs."""
+
+import json
+import shutil
+
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+
+from uniportrait_lite.errors import ConfigError
+from uniportrait_lite.learn import notebooks, viz
+
+SOURCE = """\
+# %% [markdown]
+# # A small notebook
+
+# %%
+import ipywidgets as widgets
+import numpy as np
+
+from uniportrait_lite.learn import viz
+
+# %%
+slider = widgets.IntSlider(1, min=1, max=5, description="how many")
+viz.live(lambda count: [np.zeros((32, 32, 3), np.uint8)] * count, count=slider)
+
+# %%
+viz.show(np.zeros((32, 48, 3), np.uint8), ["night"])
+print("one")
+print("two")
+
+# %%
+slider.value = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A folder with a small source and its notebook, built as by `make notebooks`."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    (folder / "src").mkdir()
+    (folder / "src" / "00_small.py").write_text(SOURCE)
+    assert notebooks.main(["build", "--folder", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def copy(built, tmp_path):
+    """A copy to spoil."""
+    return shutil.copytree(built, tmp_path / "copy")
+
+
+def _spoil(folder, change):
+    path = folder / "00_small.ipynb"
+    notebook = json.loads(path.read_text())
+    change(notebook)
+    path.write_text(json.dumps(notebook))
+    return notebooks.check("00_small", folder)
+
+
+def _outputs(folder):
+    return [cell.outputs for cell in nbformat.read(folder / "00_small.ipynb", 4).cells if cell.cell_type == "code"]
+
+
+# --- the project's own ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", notebooks.names_in())
+def test_committed_notebooks_are_what_their_sources_generate(name):
+    assert notebooks.check(name) == []
+
+
+def test_every_committed_notebook_has_a_source():
+    assert {path.stem for path in notebooks.FOLDER.glob("*.ipynb")} <= set(notebooks.names_in())
+
+
+# --- building ---------------------------------------------------------------------------------------------------------
+def test_building_runs_every_cell_in_order_and_keeps_what_it_shows(built):
+    assert notebooks.check("00_small", built) == []
+    _, _, third, _ = _outputs(built)
+    assert [output.output_type for output in third] == ["display_data", "stream"]
+    assert third[0].data["text/plain"] == "1 picture of 48 x 32 pixels"
+    assert third[0].metadata["image/jpeg"]["alt"] == "1 picture of 48 x 32 pixels: night"
+    assert third[1].text == "one\ntwo\n"
+
+
+def test_building_again_gives_the_same_file(built, copy):
+    notebooks.build("00_small", copy)
+    assert (copy / "00_small.ipynb").read_bytes() == (built / "00_small.ipynb").read_bytes()
+
+
+def test_controls_redraw_their_picture_and_are_stored_in_words(built):
+    controls, picture = _outputs(built)[1]
+    assert dict(controls.data) == {"text/plain": "Controls, where a kernel runs: how many"}
+    assert picture.data["text/plain"] == "3 pictures of 32 x 32 pixels"  # after the last cell moved the slider
+
+
+@pytest.mark.parametrize(
+    "cell, said",
+    [
+        ("1 / 0", "ZeroDivisionError"),
+        ("import sys\nprint('careful', file=sys.stderr)", "writes to stderr: careful"),
+        ("import warnings\nwarnings.warn('old')", "writes to stderr"),
+        ("print('/home/somebody/faces')", "shows a path of one machine"),
+    ],
+)
+def test_a_notebook_that_fails_or_breaks_a_habit_is_not_written(copy, cell, said):
+    before = (copy / "00_small.ipynb").read_bytes()
+    (copy / "src" / "00_small.py").write_text(f"# %%\n{cell}\n")
+    with pytest.raises(ConfigError, match=said):
+        notebooks.build("00_small", copy)
+    assert (copy / "00_small.ipynb").read_bytes() == before
+    assert sorted(path.name for path in copy.iterdir()) == ["00_small.ipynb", "src"]
+
+
+def test_an_unknown_notebook_is_refused_with_those_there_are(built, capsys):
+    assert notebooks.main(["build", "07_missing", "--folder", str(built)]) == 1
+    assert "00_small" in capsys.readouterr().err
+
+
+# --- checking ---------------------------------------------------------------------------------------------------------
+def test_check_sees_a_source_that_was_edited(copy, capsys):
+    source = copy / "src" / "00_small.py"
+    source.write_text(SOURCE.replace('print("two")', 'print("three")'))
+    assert notebooks.main(["check", "--folder", str(copy)]) == 1
+    assert "cell 4 differs from its source in source" in capsys.readouterr().out
+    source.write_text(SOURCE + "\n# %%\nprint(4)\n")
+    assert "it has 5 cells and its source 6" in notebooks.check("00_small", copy)[0]
+
+
+def test_check_sees_a_notebook_that_is_missing(copy):
+    (copy / "00_small.ipynb").unlink()
+    assert notebooks.check("00_small", copy) == ["00_small.ipynb is missing: make notebooks"]
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda n: n["cells"][2].update(execution_count=None), "not run once each, in order"),
+        (lambda n: n["cells"][2].update(execution_count=7), "not run once each, in order"),
+        (lambda n: n["cells"][0].update(id="another"), "cell 1 differs from its source in id"),
+        (lambda n: n["cells"][3].update(source="pass"), "cell 4 differs from its source in source"),
+        (lambda n: n["cells"][3]["metadata"].update(tags=["nbval-skip"]), "cell 4 differs from its source in metadata"),
+        (lambda n: n["metadata"].update(widgets={}), "metadata are not those of a generated notebook"),
+        (lambda n: n["cells"][3]["outputs"][1].update(name="stderr"), "cell 4 writes to stderr"),
+        (lambda n: n["cells"][3]["outputs"][0]["data"].update({"text/html": "x" * 300_000}), "KB, and 300 are enough"),
+        (lambda n: n["cells"][3]["outputs"][1].update(text="C:\\faces"), "shows a path of one machine"),
+    ],
+)
+def test_check_sees_a_notebook_that_was_tampered_with(copy, change, said):
+    assert said in "\n".join(_spoil(copy, change))
+
+
+def test_check_sees_habits_that_a_source_breaks(copy):
+    long = "\n".join(f"x{i} = {i}" for i in range(26))
+    ignored = '# %% tags=["nbval-ignore-output"]\nprint(1)\n'
+    (copy / "src" / "00_small.py").write_text(f"# %%\n{long}\n\n{ignored}\n# %%\nopen('/tmp/faces')\n")
+    notebook = notebooks.generate(copy / "src" / "00_small.py")
+    problems = "\n".join(notebooks.habits(notebook, 1))
+    assert "cell 1 has 26 lines of code, and 25 are enough" in problems
+    assert "1 of 3 cells are not compared, more than a tenth" in problems
+    assert "cell 3 names a path of one machine" in problems
+
+
+def test_links_and_relative_paths_are_no_paths_of_one_machine(copy):
+    text = "# %% [markdown]\n# [paper](https://arxiv.org/abs/2408.05939), https://a.org/home/x, data/tmp/x, ~/work/x\n"
+    (copy / "src" / "00_small.py").write_text(text)
+    assert list(notebooks.habits(notebooks.generate(copy / "src" / "00_small.py"), 1)) == []
+
+
+def test_cell_ids_stay_when_other_cells_or_their_own_body_change(copy):
+    source = copy / "src" / "00_small.py"
+    before = [cell.id for cell in notebooks.generate(source).cells]
+    assert len(set(before)) == len(before)
+    source.write_text(SOURCE.replace("# %%\nslider.value", "# %%\nprint(1)\n\n# %%\nslider.value").replace("two", "2"))
+    after = [cell.id for cell in notebooks.generate(source).cells]
+    assert [*after[:4], after[5]] == before
+
+
+def test_cells_that_begin_alike_have_ids_of_their_own(copy):
+    (copy / "src" / "00_small.py").write_text("# %%\nx = 1\n\n# %%\nx = 1\n")
+    first, second = (cell.id for cell in notebooks.generate(copy / "src" / "00_small.py").cells)
+    assert second == f"{first}-2"
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+def test_a_figure_shows_pictures_of_any_size_at_one_height():
+    pictures = [Image.new("RGB", (256, 256), "red"), Image.new("RGB", (192, 128), "blue")]
+    sheet = viz.figure(pictures)
+    assert sheet.size == (2 * 192 + viz.GAP, viz.CELL)
+    assert sheet.getpixel((96, 64)) == (255, 0, 0) and sheet.getpixel((192 + viz.GAP + 96, 64)) == (0, 0, 255)
+
+
+def test_a_figure_breaks_rows_and_long_titles():
+    pictures = [Image.new("RGB", (128, 128))] * 3
+    short, long = (viz.figure(pictures, [title] * 3, columns=2) for title in ("a", "quite a long title for a picture"))
+    assert short.width == 2 * viz.CELL + viz.GAP
+    assert short.height > 2 * viz.CELL + viz.GAP
+    assert long.width == short.width and long.height > short.height
+
+
+def test_a_figure_wants_a_title_for_each_picture():
+    with pytest.raises(ConfigError, match="2 pictures with 1 titles"):
+        viz.figure([Image.new("RGB", (8, 8))] * 2, ["one"])
+    with pytest.raises(ConfigError, match="no picture"):
+        viz.figure([])
+
+
+def test_marked_draws_box_and_landmarks_on_a_copy():
+    from uniportrait_lite.faces import DetectedFace
+
+    picture = Image.new("RGB", (64, 64))
+    box, landmarks = np.array([10, 10, 50, 50], np.float32), np.full((5, 2), 30, np.float32)
+    marked = viz.marked(picture, [DetectedFace(box, landmarks, 0.9, picture)])
+    assert marked.getpixel((10, 30)) == (255, 60, 60) and marked.getpixel((30, 30)) == (60, 255, 60)
+    assert picture.getpixel((10, 30)) == (0, 0, 0)

@@ -1,0 +1,208 @@
+"""Notebooks from their sources: `python -m uniportrait_lite.learn.notebooks build|check [NAME ...]`.
+
+`notebooks/src/NN_name.py` (percent format) is what people edit; `notebooks/NN_name.ipynb` is made of it, run from top
+to bottom and stored with what it showed. Needs the `dev` extra.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
+
+from uniportrait_lite.errors import ConfigError, UniPortraitError
+
+FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
+MAX_BYTES, MAX_LINES, MAX_CELLS = 300_000, 25, 60  # of a file; of code in a cell; in a notebook
+IGNORED, RAISES = "nbval-ignore-output", "raises-exception"
+CELL_TIMEOUT = 300  # seconds
+_WIDGET = "application/vnd.jupyter.widget-view+json"
+_METADATA = {
+    "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+    "language_info": {
+        "file_extension": ".py",
+        "mimetype": "text/x-python",
+        "name": "python",
+        "pygments_lexer": "ipython3",
+    },
+}
+_ABSOLUTE = re.compile(r"(?<![\w.:/~-])/(?:home|root|Users|tmp|var|usr|opt|mnt|work|private|content)/|\b[A-Z]:\\\w")
+
+
+def names_in(folder: Path = FOLDER) -> list[str]:
+    """The notebooks that have a source, in order."""
+    return sorted(path.stem for path in (folder / "src").glob("[0-9]*.py"))
+
+
+def generate(source: str | os.PathLike) -> NotebookNode:
+    """A source -> its notebook, not run yet; the same source gives the same notebook, cell ids included."""
+    read = jupytext.read(source, fmt="py:percent")
+    notebook = nbformat.v4.new_notebook(metadata=_METADATA)
+    used: dict[str, int] = {}
+    for cell in read.cells:
+        tags = cell.metadata.get("tags")
+        made = {"code": nbformat.v4.new_code_cell, "markdown": nbformat.v4.new_markdown_cell}[cell.cell_type]
+        notebook.cells.append(made(cell.source, id=_cell_id(cell, used), metadata={"tags": list(tags)} if tags else {}))
+    return notebook
+
+
+def execute(notebook: NotebookNode, folder: Path = FOLDER, progress: bool = False) -> None:
+    """Runs every cell in a kernel of its own, as from `folder`, and stores what it shows. CellExecutionError."""
+    code = [cell.id for cell in notebook.cells if cell.cell_type == "code"]
+    began = time.perf_counter()
+
+    def executed(cell: NotebookNode, cell_index: int, execute_reply: dict) -> None:
+        first = cell.source.splitlines()[0]
+        print(f"  {code.index(cell.id) + 1}/{len(code)} after {time.perf_counter() - began:.0f} s: {first}", flush=True)
+
+    NotebookClient(
+        notebook,
+        timeout=CELL_TIMEOUT,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+        store_widget_state=False,  # random ids, and nothing that works without a kernel
+        record_timing=False,
+        coalesce_streams=True,
+        on_cell_executed=executed if progress else None,
+    ).execute()
+    notebook.metadata = nbformat.from_dict(_METADATA)
+    for output in _outputs(notebook):
+        output.get("data", {}).pop(_WIDGET, None)  # a model that is gone; its plain text says what it was
+
+
+def build(name: str, folder: Path = FOLDER, progress: bool = False) -> Path:
+    """Makes and runs one notebook; writes it whole, or raises ConfigError where a cell fails or a habit is broken."""
+    source, target = folder / "src" / f"{name}.py", folder / f"{name}.ipynb"
+    if not source.is_file():
+        raise ConfigError(f"there is no {source.name} in {source.parent}: there are {', '.join(names_in(folder))}")
+    notebook = generate(source)
+    try:
+        execute(notebook, folder, progress)
+    except CellExecutionError as error:
+        raise ConfigError(f"{name} was not written, as a cell fails:\n{error}") from error
+    text = nbformat.writes(notebook) + "\n"
+    if broken := list(habits(notebook, len(text.encode()))):
+        raise ConfigError(f"{name} was not written:\n" + "\n".join(broken))
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def check(name: str, folder: Path = FOLDER) -> list[str]:
+    """What is wrong with a stored notebook, one line each: it must be what its source generates, run in order."""
+    source, target = folder / "src" / f"{name}.py", folder / f"{name}.ipynb"
+    for path in (source, target):
+        if not path.is_file():
+            return [f"{path.name} is missing: make notebooks"]
+    expected, stored = generate(source), nbformat.read(target, as_version=nbformat.NO_CONVERT)
+    problems = []
+    if (stored.nbformat, stored.nbformat_minor) != (expected.nbformat, expected.nbformat_minor):
+        problems.append(f"it is of notebook format {stored.nbformat}.{stored.nbformat_minor}")
+    if stored.metadata != expected.metadata:
+        problems.append("its metadata are not those of a generated notebook")
+    if len(stored.cells) != len(expected.cells):
+        problems.append(f"it has {len(stored.cells)} cells and its source {len(expected.cells)}")
+    for number, (a, b) in enumerate(zip(expected.cells, stored.cells, strict=False), 1):
+        differ = [key for key in ("cell_type", "id", "source", "metadata") if a[key] != b.get(key)]
+        if differ:
+            problems.append(f"cell {number} differs from its source in {', '.join(differ)}")
+    problems += habits(stored, target.stat().st_size)
+    return [f"{name}: {problem}" for problem in problems]
+
+
+def habits(notebook: NotebookNode, size: int) -> Iterator[str]:
+    """What breaks the habits of this project's notebooks, in words; `size` is that of the file in bytes."""
+    if size > MAX_BYTES:
+        yield f"it has {size / 1000:.0f} KB, and {MAX_BYTES / 1000:.0f} are enough"
+    if len(notebook.cells) > MAX_CELLS:
+        yield f"it has {len(notebook.cells)} cells, and {MAX_CELLS} are enough"
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    counts = [cell.execution_count for cell in code]
+    if counts != list(range(1, len(code) + 1)):
+        yield f"its cells were not run once each, in order: {counts}"
+    ignored = sum(IGNORED in cell.metadata.get("tags", ()) for cell in code)
+    if ignored > len(code) / 10:
+        yield f"{ignored} of {len(code)} cells are not compared, more than a tenth"
+    for number, cell in enumerate(notebook.cells, 1):
+        if _ABSOLUTE.search(cell.source):
+            yield f"cell {number} names a path of one machine"
+        if cell.cell_type == "code":
+            yield from (f"cell {number} {problem}" for problem in _code_habits(cell))
+
+
+def _code_habits(cell: NotebookNode) -> Iterator[str]:
+    lines = sum(bool(line.strip()) for line in cell.source.splitlines())
+    if lines > MAX_LINES:
+        yield f"has {lines} lines of code, and {MAX_LINES} are enough"
+    for output in cell.outputs:
+        if output.output_type == "error" and RAISES not in cell.metadata.get("tags", ()):
+            yield f"fails: {output.ename}: {output.evalue}"
+        if output.get("name") == "stderr":
+            yield f"writes to stderr: {output.text.strip()[:300]}"
+        if output.get("data", {}).keys() & {_WIDGET}:
+            yield "stores a widget, which no page can show"
+        shown = {k: v for k, v in output.get("data", {}).items() if not k.startswith("image/") or k.endswith("+xml")}
+        texts = [output.get("text", ""), *map(str, shown.values()), *output.get("traceback", [])]
+        if any(_ABSOLUTE.search(text) for text in texts):
+            yield "shows a path of one machine"
+
+
+def _outputs(notebook: NotebookNode) -> Iterator[NotebookNode]:
+    return (output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs)
+
+
+def _cell_id(cell: NotebookNode, used: dict[str, int]) -> str:
+    """Of the kind and first line, so that editing a cell's body, or the cells around it, keeps its id."""
+    first = next(iter(cell.source.splitlines()), "")
+    name = hashlib.sha256(f"{cell.cell_type} {first}".encode()).hexdigest()[:8]
+    used[name] = used.get(name, 0) + 1
+    return name if used[name] == 1 else f"{name}-{used[name]}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Builds or checks notebooks, all without names; returns 1 where something is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m uniportrait_lite.learn.notebooks", description=__doc__)
+    parser.add_argument("action", choices=("build", "check"))
+    parser.add_argument("names", nargs="*", metavar="NAME", help="as 00_quickstart; all without")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where src/ is (default: the project's notebooks)")
+    args = parser.parse_args(argv)
+    names = args.names or names_in(args.folder)
+    if not names:
+        print(f"there is no notebook in {args.folder / 'src'}", file=sys.stderr)
+        return 1
+    failed = False
+    for name in names:
+        began = time.perf_counter()
+        try:
+            if args.action == "check":
+                problems = check(name, args.folder)
+                print("\n".join(problems) or f"{name}: as its source")
+                failed |= bool(problems)
+            else:
+                print(f"{name}:", flush=True)
+                path = build(name, args.folder, progress=True)
+                seconds, size = time.perf_counter() - began, path.stat().st_size
+                print(f"{path.name}: {size / 1000:.0f} KB, run in {seconds:.0f} s")
+        except UniPortraitError as error:
+            print(error, file=sys.stderr)
+            failed = True
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
