@@ -72,6 +72,14 @@ def test_unseen_words_fall_back_to_pieces_and_decode_back(text, tokenizer):
     assert tokenizer.decode(ids, skip_special_tokens=True).split() == text.split()
 
 
+def test_vocabulary_and_merges_alone_make_the_same_tokenizer(tokenizer, tmp_path):
+    build_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    again = CLIPTokenizer.from_pretrained(tmp_path)
+    for text in ("a sketch of a woman in a red t-shirt, at the beach", "zebra naïve 42"):
+        assert again.encode(text) == tokenizer.encode(text)
+
+
 def test_long_text_is_cut_with_both_markers(tokenizer):
     ids = tokenizer("zebra " * 500, truncation=True)["input_ids"]
     assert len(ids) == MAX_LENGTH and ids[-1] == tokenizer.eos_token_id

@@ -143,7 +143,7 @@ def build_parser() -> argparse.ArgumentParser:
     portrait.add_argument("--profile", default="tiny", help="which set of weights (default: tiny)")
 
     compare = command("compare", _compare, "say how alike the faces on two pictures are", _COMPARE)
-    compare.add_argument("a", metavar="A", help="a picture with one face")
+    compare.add_argument("a", metavar="A", help="a picture; of several faces the largest counts")
     compare.add_argument("b", metavar="B", help="another")
 
     demo = command("demo", _demo, "draw each person of a folder in four portraits, and say how alike they are", _DEMO)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from uniportrait_lite.errors import NoFaceError, PictureError
@@ -50,11 +51,10 @@ def run(faces: str | Path = "data/faces", out: str | Path = "outputs/portraits.p
     references = {name: read_picture(paths[0]) for name, paths in people.items()}
 
     import uniportrait_lite
-    from uniportrait_lite.evaluation import face_similarity
 
     up = uniportrait_lite.load("tiny")
     print(f"loaded in {time.perf_counter() - started:.1f} s")
-    similarity = _or_none(face_similarity)
+    known = {name: _embedding(reference) for name, reference in references.items()}
     rows: dict[str, list[Portrait]] = {}
     for name, reference in references.items():
         identity = up.identity(reference)
@@ -63,11 +63,12 @@ def run(faces: str | Path = "data/faces", out: str | Path = "outputs/portraits.p
             began = time.perf_counter()
             image = up(prompt, [identity], seed=seed).images[0]
             seconds = time.perf_counter() - began
-            others = [similarity(image, other) for key, other in references.items() if key != name]
-            rows[name].append(Portrait(image, similarity(image, reference), _mean(others), seconds))
+            found = _embedding(image)
+            others = [_cosine(found, other) for key, other in known.items() if key != name]
+            rows[name].append(Portrait(image, _cosine(found, known[name]), _mean(others), seconds))
     path = save_picture(grid(references, rows), out)
     print(table(rows))
-    pairs = [similarity(read_picture(p), references[name]) for name, paths in people.items() for p in paths[1:]]
+    pairs = [_cosine(_embedding(read_picture(p)), known[name]) for name, paths in people.items() for p in paths[1:]]
     if (real := _mean(pairs)) is not None:
         print(f"two real pictures of one person: {real:.2f}")
     print(f"{path}: {sum(map(len, rows.values()))} portraits, {time.perf_counter() - started:.0f} s in all")
@@ -132,16 +133,18 @@ def _wrapped(text: str, fits: Callable[[str], bool]) -> str:
     return "\n".join(lines)
 
 
-def _or_none(similarity: Callable) -> Callable[..., float | None]:
-    """The same measure, None where a face is missing: a portrait may fail, and the table says so."""
+def _embedding(image: Image.Image) -> np.ndarray | None:
+    """The judge's embedding, None where no face is found: a portrait may fail, and the table says so."""
+    from uniportrait_lite.faces import face_of
 
-    def measured(a: Image.Image, b: Image.Image) -> float | None:
-        try:
-            return float(similarity(a, b))
-        except NoFaceError:
-            return None
+    try:
+        return face_of(image, "largest", embed=True).embedding
+    except NoFaceError:
+        return None
 
-    return measured
+
+def _cosine(a: np.ndarray | None, b: np.ndarray | None) -> float | None:
+    return None if a is None or b is None else float(a @ b)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

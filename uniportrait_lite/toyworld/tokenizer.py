@@ -47,6 +47,7 @@ def build_tokenizer(folder: str | Path) -> CLIPTokenizer:
     merges = learn_merges()
     tokenizer = CLIPTokenizer(vocab=vocabulary(merges), merges=merges, model_max_length=MAX_LENGTH)
     tokenizer.save_pretrained(folder)
+    tokenizer.backend_tokenizer.model.save(str(folder))  # vocab.json and merges.txt, which older readers ask for
     return tokenizer
 
 
