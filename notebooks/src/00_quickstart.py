@@ -109,7 +109,7 @@ portrait = np.mean([alike(image, "ann") for image in portraits])
 stranger = np.mean([alike(image, "ann") for image in strangers])
 ceiling = alike(second["ann"], "ann")
 floor = np.mean([alike(pictures[name], "ann") for name in ("bob", "cleo", "dan")])
-print(f"to Ann: another real picture of her {ceiling:z.1f}, the portraits {portrait:z.1f}, other real people {floor:z.1f}")
+print(f"to Ann: another picture of her {ceiling:z.1f}, the portraits {portrait:z.1f}, other real people {floor:z.1f}")
 print("portraits are more like Ann than made-up people are:", portrait > stranger)
 
 # %% [markdown]
