@@ -380,6 +380,7 @@ def test_controlnet_sees_no_id_tokens_and_the_picture_has_them(up, ann):
     assert torch.equal(without[1], withal[1])
 
 
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # peft, of a second adapter
 def test_a_style_lora_works_together_with_an_identity(up, ann):
     plain, with_ann = call(up.pipe), picture(up, ann)
     torch.manual_seed(0)

@@ -19,13 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from uniportrait_lite import checkpoints
-from uniportrait_lite.attention import (
-    IDAttention,
-    IDConditions,
-    add_lora,
-    attach_id_attention,
-    remove_lora,
-)
+from uniportrait_lite.attention import IDAttention, IDConditions, add_lora, attach_id_attention, remove_lora
 from uniportrait_lite.backbone import IRResNet
 from uniportrait_lite.checkpoints import UniPortraitConfig
 from uniportrait_lite.errors import ConfigError
@@ -181,9 +175,7 @@ class UniPortrait:
             if not isinstance(identity, Identity):
                 raise ConfigError(f"{type(identity).__name__} is no identity: make one with identity(picture)")
             if identity.parts[0][1].intrinsic.shape[-1] != self.config.id_embedding.intrinsic_dim:
-                raise ConfigError(
-                    "this identity was made by a UniPortrait with other encoders: make it again with this one"
-                )
+                raise ConfigError("this identity comes from other encoders: make it again with this UniPortrait")
         people = torch.stack([self.tokens(identity, structure_scale) for identity in identities], dim=1)
         nobody = self.tokens(None, structure_scale).unsqueeze(1).expand_as(people)
         conditions = IDConditions(torch.cat([nobody, people]), self._scale("id_scale", id_scale))
@@ -274,9 +266,8 @@ class UniPortrait:
     def _check_size(self, name: str, value: int) -> None:
         multiple = max(8, self.pipe.vae_scale_factor)  # 8 is what diffusers asks for
         if _whole(name, value, multiple) % multiple:
-            raise ConfigError(
-                f"{name} is a multiple of {multiple}, not {value}: take {round(value / multiple) * multiple}"
-            )
+            near = round(value / multiple) * multiple
+            raise ConfigError(f"{name} is a multiple of {multiple}, not {value}: take {near}")
 
     def _check_attached(self) -> None:
         if not self.injection.attached:
