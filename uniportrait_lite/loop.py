@@ -151,6 +151,7 @@ def train(
                 model.eval()
                 run.log(evaluate(model, run.step), always=True)
         run.checkpoint(force=False)
+    run.log({}, last=True)
     run.checkpoint(force=True)
     run.use_average()
     model.eval()
@@ -242,13 +243,14 @@ class _Run:
         return Swap()
 
     # --- log --------------------------------------------------------------------------------------------------
-    def log(self, values: dict[str, float], always: bool = False):
+    def log(self, values: dict[str, float], always: bool = False, last: bool = False):
+        """Gathers a step's values into means of `log_every` steps; `always` writes them as they are, at once."""
         if not self.main:
             return
         if not always:
             for name, value in values.items():
                 self.pending.setdefault(name, []).append(value)
-            if self.step % self.config.log_every:
+            if self.step % self.config.log_every and not last or not self.pending:
                 return
             values = {name: float(np.mean(v)) for name, v in self.pending.items()}
             self.pending = {}

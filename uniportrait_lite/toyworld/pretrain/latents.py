@@ -32,12 +32,15 @@ def load_latents(scenes: Scenes, vae_folder: str | Path = "data/tiny/sd/vae") ->
     missing = [k for k, file in enumerate(files) if not file.exists()]
     if missing:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        vae = AutoencoderKL.from_pretrained(vae_folder, torch_dtype=torch.float32).to(device).eval()
+        vae = AutoencoderKL.from_pretrained(vae_folder, torch_dtype=torch.float32).eval()
+        vae = vae.to(device, memory_format=torch.channels_last)  # a quarter faster on a CPU
         for k in tqdm(missing, desc=f"encoding {scenes.spec.name}"):
             images = scenes.images(range(k * CHUNK, (k + 1) * CHUNK))
             with torch.autocast(device, torch.bfloat16):
                 parts = [
-                    vae.encode(to_pixels(part).to(device)).latent_dist.mean.float().cpu()
+                    vae.encode(to_pixels(part).to(device, memory_format=torch.channels_last))
+                    .latent_dist.mean.float()
+                    .cpu()
                     for part in np.array_split(images, CHUNK // 20)
                 ]
             latents = (torch.cat(parts) * vae.config.scaling_factor).half().numpy()

@@ -15,6 +15,9 @@ def save_half(model, folder: str | Path):
     kinds = {name: p.dtype for name, p in model.named_parameters()}
     model.half().save_pretrained(temporary)
     model.to(next(iter(kinds.values())))
+    settings = json.loads((temporary / "config.json").read_text())
+    if "dtype" in settings:  # transformers would compute in half precision, which CPUs and the other parts do not
+        write_json(temporary / "config.json", settings | {"dtype": "float32"})
     folder.mkdir(parents=True, exist_ok=True)
     for file in temporary.iterdir():
         os.replace(file, folder / file.name)

@@ -1,0 +1,119 @@
+"""The recipes of autoencoder, CLIP and U-Net, at their smallest: what they leave is what the libraries load."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from uniportrait_lite.toyworld.pretrain import clip, data, run, unet, vae
+from uniportrait_lite.toyworld.pretrain.latents import load_latents
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory):
+    """A complete pipeline's folder, trained for two steps a part."""
+    root = tmp_path_factory.mktemp("stack")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "CACHE", root / "cache")
+        patch.setattr(data, "CHUNK", 100)
+        for module in ("latents",):
+            patch.setattr(f"uniportrait_lite.toyworld.pretrain.{module}.CACHE", root / "cache")
+            patch.setattr(f"uniportrait_lite.toyworld.pretrain.{module}.CHUNK", 100)
+        small = {"steps": 2, "batch": 4}
+        folder = root / "tiny"
+        parts = {
+            "vae": run("vae", out=str(root / "vae"), folder=str(folder / "sd" / "vae"), scenes=100, **small,
+                       widths=(8, 8, 16, 16)),
+            "clip": run("clip", out=str(root / "clip"), folder=str(folder), scenes=100, **small, text_width=32,
+                        text_layers=1, vision_width=32, vision_layers=1),
+            "unet": run("unet", out=str(root / "unet"), folder=str(folder / "sd"), portraits=100, groups=100, **small,
+                        widths=(16, 32), head_width=8, evaluate_every=2),
+        }  # fmt: skip
+        yield root, folder, parts, data.load_scenes("portraits", 100)
+
+
+def test_the_pipeline_loads_in_plain_diffusers_and_draws(stack):
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(stack[1] / "sd")
+    assert pipe.scheduler.config.prediction_type == "v_prediction"
+    pipe.set_progress_bar_config(disable=True)
+    images = pipe("a woman in the snow", num_inference_steps=2, height=128, width=192, output_type="np").images
+    assert images.shape == (1, 128, 192, 3) and np.isfinite(images).all()
+
+
+def test_clip_loads_with_both_towers_and_its_processor(stack):
+    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+    folder = stack[1] / "clip"
+    model = CLIPModel.from_pretrained(folder, dtype=torch.float32)
+    picture = stack[3].images([0])[0]
+    pixels = CLIPImageProcessor.from_pretrained(folder)(picture, return_tensors="pt").pixel_values
+    tokens = AutoTokenizer.from_pretrained(folder)(["a man"], return_tensors="pt").input_ids
+    with torch.no_grad():
+        out = model(input_ids=tokens, pixel_values=pixels)
+    assert pixels.shape == (1, 3, 224, 224) and out.logits_per_image.shape == (1, 1)
+
+
+def test_what_was_run_stands_beside_the_weights(stack):
+    for name, folder in (("vae", "sd/vae"), ("clip", "clip"), ("unet", "sd/unet")):
+        report = json.loads((stack[1] / folder / f"{name}.recipe.json").read_text())
+        assert report == json.loads(json.dumps(stack[2][name]))
+        assert report["steps"] == 2 and report["seconds"] > 0 and report["hardware"]
+
+
+def test_weights_are_stored_in_half_precision(stack):
+    from safetensors.torch import load_file
+
+    for path in Path(stack[1]).rglob("*.safetensors"):
+        assert {t.dtype for t in load_file(path).values() if t.is_floating_point()} == {torch.float16}, path
+
+
+def test_scenes_on_disk_are_the_scenes_drawn(stack):
+    from uniportrait_lite.toyworld import Person, portrait
+
+    scenes = stack[3]
+    drawn = portrait(Person.random(int(scenes.person[7, 0])), seed=7)
+    assert np.array_equal(scenes.images([7])[0], np.asarray(drawn.image))
+    assert np.allclose(scenes.landmarks[7, 0], drawn.faces[0].landmarks, atol=1e-4)
+    assert scenes.description(7)["style"] == drawn.style
+    assert scenes.caption(7, seed=1) == scenes.caption(7, seed=1) != scenes.caption(7, seed=2)
+
+
+def test_latents_are_scaled_to_about_one_and_kept(stack):
+    folder = stack[1] / "sd" / "vae"
+    first = load_latents(stack[3], folder)
+    assert first.shape == (100, 8, 16, 16) and first.dtype == np.float16
+    assert 0.5 < first.astype(np.float32).std() < 2
+    files = sorted((stack[0] / "cache").glob("latents-portraits-*/*.npy"))
+    before = [f.stat().st_mtime_ns for f in files]
+    load_latents(stack[3], folder)
+    assert [f.stat().st_mtime_ns for f in files] == before
+
+
+def test_face_cells_are_those_whose_centre_is_in_a_box():
+    cells = unet.face_cells(np.array([[[16.0, 32, 48, 64], [80, 0, 96, 8]]]), width=16)
+    expected = np.zeros((1, 16, 16), np.float32)
+    expected[0, 4:8, 2:6] = 1
+    expected[0, 0, 10:12] = 1
+    assert np.array_equal(cells, expected)
+
+
+def test_timesteps_cover_the_schedule_and_prefer_its_middle():
+    t = unet.draw_timesteps(20_000, torch.Generator().manual_seed(0))
+    assert 0 <= t.min() and t.max() <= 999
+    counts = torch.histc(t.float(), 10, 0, 1000)
+    assert counts.min() > 200 and counts[4] > 4 * counts[9]
+
+
+def test_edges_tell_a_blurred_picture_from_a_sharp_one():
+    sharp = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert vae.edge_difference(sharp, sharp) == 0 < vae.edge_difference(sharp, sharp.mean() + 0 * sharp)
+
+
+def test_pictures_of_any_size_become_clip_input():
+    pixels = clip.clip_pixels([np.full((20, 30, 3), 255, np.uint8), np.zeros((128, 128, 3), np.uint8)])
+    white = (1 - torch.tensor(clip.MEAN)) / torch.tensor(clip.STD)
+    assert pixels.shape == (2, 3, 224, 224) and torch.allclose(pixels[0, :, 5, 5], white, atol=1e-4)
