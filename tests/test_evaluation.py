@@ -188,7 +188,7 @@ def test_decoded_pictures_are_the_autoencoders(pipe):
     with torch.no_grad():
         pixels = torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2) / 127.5 - 1
         expected = pipe.vae(pixels).sample
-    found = np.stack([np.asarray(image, np.float32) for image in decoded(pipe, pictures, 2)])
+    found = np.stack([np.asarray(image, np.float32) for image in decoded(pipe.vae, pictures, 2)])
     assert np.abs((expected.clamp(-1, 1).permute(0, 2, 3, 1).numpy() + 1) * 127.5 - found).max() <= 1
 
 
@@ -359,5 +359,5 @@ def test_an_evaluation_without_networks_says_which_are_missing(tmp_path, monkeyp
     assert "model_index.json" in capsys.readouterr().err
     assert cli.main(["evaluate", "stack", "--quick", "--parts", "judge,vae", "--out", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out" / "stack.md").read_text()
-    assert "judge: not measured" in text and "vae: not measured" in text
+    assert "judge: not measured" in text and "vae: not measured" in text and "holds no autoencoder" in text
     assert cli.main(["evaluate", "stack", "--parts", "beauty"]) == 1

@@ -68,7 +68,7 @@ def evaluate(
     asked = wishes(people, prompts, seed)
     texts = [wish.prompt for wish in asked]
     pictures = [image for subject in people for image in subject.real]
-    restored = decoded(pipe, pictures, batch)
+    restored = decoded(pipe.vae, pictures, batch)
     real = Row(REAL, witnesses.look(pictures, texts), pictures)
     through = Row(DECODED, witnesses.look(restored, texts), restored)
     result = {

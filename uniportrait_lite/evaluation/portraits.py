@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
@@ -38,6 +39,18 @@ def pipeline(folder: str | Path) -> StableDiffusionPipeline:
         raise WeightsError(f"{folder} is damaged or incomplete ({error}): fetch it again") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autoencoder(folder: str | Path) -> AutoencoderKL:
+    """The autoencoder of a pipeline's folder by itself, in float32; WeightsError if it is not whole."""
+    folder = Path(folder) / "vae"
+    if not (folder / "config.json").is_file():
+        raise WeightsError(f"{folder} holds no autoencoder (config.json): fetch the data again, or pretrain the vae")
+    try:
+        vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"{folder} is damaged or incomplete ({error}): fetch it again") from error
+    return vae.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def settings(defaults: CallDefaults, **given: float | None) -> CallDefaults:
@@ -107,11 +120,11 @@ def _draw(
 
 
 @torch.no_grad()
-def decoded(pipe: DiffusionPipeline, images: Sequence[Image.Image], batch: int) -> list[Image.Image]:
-    """The pictures encoded and decoded by the pipeline's autoencoder: the best that its latents can hold."""
-    found = []
+def decoded(vae: AutoencoderKL, images: Sequence[Image.Image], batch: int) -> list[Image.Image]:
+    """The pictures encoded and decoded by a pipeline's autoencoder: the best that its latents can hold."""
+    processor, found = VaeImageProcessor(), []
     for start in range(0, len(images), batch):
-        pixels = pipe.image_processor.preprocess(list(images[start : start + batch])).to(pipe.device)
-        restored = pipe.vae.decode(pipe.vae.encode(pixels).latent_dist.mode()).sample
-        found += pipe.image_processor.postprocess(restored, output_type="pil")
+        pixels = processor.preprocess(list(images[start : start + batch])).to(vae.device, vae.dtype)
+        restored = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
+        found += processor.postprocess(restored, output_type="pil")
     return found

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from uniportrait_lite.backbone import verification
 from uniportrait_lite.checkpoints import CallDefaults
 from uniportrait_lite.evaluation import metrics
-from uniportrait_lite.evaluation.portraits import Wish, decoded, pipeline, without_identity
+from uniportrait_lite.evaluation.portraits import Wish, autoencoder, decoded, pipeline, without_identity
 from uniportrait_lite.evaluation.report import sheet, verdicts
 from uniportrait_lite.evaluation.witnesses import Witnesses
 from uniportrait_lite.pictures import save_picture
@@ -99,14 +99,14 @@ def detection(lab: Lab) -> list[Figure]:
     ]
 
 
-def autoencoder(lab: Lab) -> list[Figure]:
+def decoding(lab: Lab) -> list[Figure]:
     """Portraits, then trios: (decoded picture to another real scene) / (the picture itself to that scene)."""
-    pipe, figures, shown_pairs = pipeline(lab.folder / "sd"), [], []
+    vae, figures, shown_pairs = autoencoder(lab.folder / "sd"), [], []
     for name, size, usual in (("portraits", 1, 300), ("three people", 3, 100)):
         people = lab.people(1000 + 1000 * size, size * lab.count(usual))
         groups = [people[i : i + size] for i in range(0, len(people), size)]
         first, second = ([group(g, lab.scene_seed(n, size, k)) for n, g in enumerate(groups)] for k in range(2))
-        restored = decoded(pipe, [scene.image for scene in first], max(1, lab.batch // size))
+        restored = decoded(vae, [scene.image for scene in first], max(1, lab.batch // size))
         other = lab.witnesses.embed_at(*_arrays(second))
         _, landmarks = pictures = _arrays(first)
         copies = np.repeat(np.stack([np.asarray(image) for image in restored]), size, axis=0)
@@ -143,10 +143,11 @@ def text(lab: Lab) -> list[Figure]:
     for name in (name for name in ASKED if name in made):
         count = sum(name in attributes for attributes in asked)
         figures.append(Figure(f"text: {name}", made[name], None, f"{count} prompts; in real pictures {real[name]:.3f}"))
-    wrong = [
-        ", ".join(f"no {value}" for name, value in attributes.items() if seen[name] != value) or "all there"
+    missed = [
+        [f"{name} {value}" for name, value in attributes.items() if seen[name] != value]
         for seen, attributes in zip(read, asked, strict=True)
     ]
+    wrong = [f"not seen: {', '.join(names)}" if names else "all there" for names in missed]
     rows = list(zip([scene.image for scene in scenes], images, prompts, wrong, strict=True))
     save_picture(verdicts(rows[:24]), lab.out / "stack_text.png")
     return figures + _groups(lab, pipe)
@@ -194,5 +195,5 @@ def _arrays(scenes: Sequence[Scene]) -> tuple[np.ndarray, np.ndarray]:
 
 
 PARTS: dict[str, Callable[[Lab], list[Figure]]] = {
-    "judge": judge, "detector": detection, "vae": autoencoder, "text": text,
+    "judge": judge, "detector": detection, "vae": decoding, "text": text,
 }  # fmt: skip
