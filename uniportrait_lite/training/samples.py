@@ -28,9 +28,9 @@ class Samples:
 
     def __init__(self, pipeline: Path, weights: Path, faces: Path):
         self.pipeline, self.weights, self.faces = pipeline, weights, faces
-        self.references = [reference(Person.random(seed), seed=1) for seed in PEOPLE]
+        self.references = [reference(Person.random(seed), seed=seed) for seed in PEOPLE]
         if not self._has_judge:
-            print(f"no judge.onnx in {faces}: the samples get no FaceSim", flush=True)
+            print(f"no detector.onnx and judge.onnx in {faces}: the samples get no FaceSim", flush=True)
 
     def __call__(self, grid: Path) -> dict[str, float]:
         """Writes the grid (a row a person: the reference, then portraits); returns what the judge finds."""
@@ -73,7 +73,7 @@ class Samples:
 
     @property
     def _has_judge(self) -> bool:
-        return (self.faces / "judge.onnx").is_file()
+        return all((self.faces / name).is_file() for name in ("detector.onnx", "judge.onnx"))
 
     def _identity(self, scene: Scene):
         """By the true landmarks: a training's curve should not depend on the detector."""

@@ -73,7 +73,7 @@ class SingleIDConfig:
     seed: int = setting(0, "of all that is drawn at random")
     log_every: int = setting(20, "steps")
     checkpoint_every: float = setting(120.0, "seconds")
-    samples_every: int = setting(500, "steps from one grid of samples, with its FaceSim, to the next")
+    samples_every: int = setting(1000, "steps from one grid of samples, with its FaceSim, to the next")
     measure_cache: bool = setting(
         False, "true: first time steps with and without what is cached, into RUN_FOLDER/cache.json"
     )
