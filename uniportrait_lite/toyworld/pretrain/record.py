@@ -24,14 +24,19 @@ def save_half(model, folder: str | Path):
     temporary.rmdir()
 
 
-def record(folder: str | Path, name: str, config: dict, history: list[dict], metrics: dict) -> dict:
-    """Writes `name`.recipe.json in `folder`: settings, steps, seconds, hardware, curve and metrics. Returns it."""
+def record(
+    folder: str | Path, name: str, config: dict, history: list[dict], metrics: dict, command: str | None = None
+) -> dict:
+    """Writes `name`.recipe.json in `folder`: settings, steps, seconds, hardware, curve and metrics. Returns it.
+
+    `command` is what follows "pretrain" on the command line, where it is not the name alone.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     last = next((line for line in reversed(history)), {"step": 0, "seconds": 0.0})
     every = max(1, len(history) // 60)
     report = {
-        "recipe": f"python -m uniportrait_lite pretrain {name}",
+        "recipe": f"python -m uniportrait_lite pretrain {command or name}",
         "config": config,
         "steps": last["step"],
         "seconds": last["seconds"],

@@ -21,6 +21,7 @@ class VAEConfig:
     out: str = "runs/vae"
     folder: str = "data/tiny/sd/vae"
     start_from: str | None = None  # an autoencoder's folder, to go on from shipped weights
+    decoder_only: bool = False  # keeps the latents, and with them all that was trained on latents, as they are
     scenes: int = 8000
     batch: int = 16
     steps: int | None = 6000
@@ -88,6 +89,9 @@ def run(**overrides) -> dict:
     vae = build(config)
     if config.start_from:
         vae = type(vae).from_pretrained(config.start_from, torch_dtype=torch.float32)
+    if config.decoder_only:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
     model = Reconstruct(vae)
 
     def batch(step, generator):
@@ -131,7 +135,8 @@ def export(vae, config: VAEConfig, history: list[dict]) -> dict:
     vae = vae.float().eval()
     train_images = load_scenes("portraits", 1000).images(range(0, 512))
     latents = torch.cat([vae.encode(p).latent_dist.mean for p in to_pixels(train_images).split(32)])
-    vae.register_to_config(scaling_factor=round(float(1 / latents.std()), 4))
+    if not config.decoder_only:
+        vae.register_to_config(scaling_factor=round(float(1 / latents.std()), 4))
     metrics = {"scaling_factor": vae.config.scaling_factor}
     for name in ("unseen", "unseen_trios"):
         pixels = to_pixels(load_scenes(name, 1000).images(range(0, 128)))
@@ -139,7 +144,9 @@ def export(vae, config: VAEConfig, history: list[dict]) -> dict:
         metrics[f"psnr_{name}"] = round(float(-10 * torch.log10(((restored - pixels) / 2).square().mean())), 2)
         metrics[f"l1_{name}"] = round(float((restored - pixels).abs().mean() / 2), 4)
     save_half(vae, config.folder)
-    return record(config.folder, "vae", asdict(config), history, metrics)
+    name = "vae_decoder" if config.decoder_only else "vae"
+    flags = f" --decoder-only true --start-from {config.start_from}" if config.decoder_only else ""
+    return record(config.folder, name, asdict(config), history, metrics, f"vae{flags}")
 
 
 def to_pixels(images: np.ndarray) -> torch.Tensor:
