@@ -264,7 +264,7 @@ def test_without_a_face_the_id_modules_learn_nothing_and_with_one_they_do(place)
 
 @pytest.mark.parametrize("kind", ["v_prediction", "epsilon"])
 def test_the_loss_is_the_error_of_what_the_base_model_predicts(place, kind):
-    model, batches = batches_of(quick())
+    model, batches = batches_of(quick("--face-weight", "1"))
     model.scheduler.register_to_config(prediction_type=kind)
     torch.nn.init.zeros_(model.unet.conv_out.weight)
     torch.nn.init.zeros_(model.unet.conv_out.bias)
@@ -350,7 +350,7 @@ def test_a_run_trains_only_what_carries_identity_and_exports_its_average(place, 
     assert json.loads((run / "cache.json").read_text())["speedup"] > 0
     assert list((run / "tb").iterdir())
     recipe = json.loads(Path("out/single_id.recipe.json").read_text())
-    assert recipe["steps"] == 2 and recipe["settings"]["precision"] == "bf16"
+    assert recipe["steps"] == 2 and recipe["config"]["precision"] == "bf16"
     assert {"loss", "unseen_face", "unseen_face_with_another"} <= recipe["metrics"].keys()
 
 

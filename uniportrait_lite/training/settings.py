@@ -55,8 +55,8 @@ class SingleIDConfig:
     )
     weight_decay: float = setting(0.01, "of the matrices")
     warmup: int = setting(100, "steps over which the rates rise")
-    cooldown: float = setting(0.3, "last share of the run, over which they fall to 0")
-    ema: float | None = setting(0.999, "decay of the averaged weights, which are those exported; none: no average")
+    cooldown: float = setting(0.5, "last share of the run, over which they fall to 0")
+    ema: float | None = setting(0.998, "decay of the averaged weights, which are those exported; none: no average")
     precision: Literal["fp32", "bf16"] = setting("bf16", "bf16 is mixed precision: the trained weights stay float32")
     swap: float = setting(0.1, "probability that F_r comes from another picture of the same person (paper: 0.1)")
     no_face: float = setting(0.05, "share of samples with the ID branch off: caption alone (paper: 0.05)")
@@ -65,7 +65,7 @@ class SingleIDConfig:
     timesteps: Literal["middle", "uniform"] = setting(
         "middle", "middle: most where faces take form, as the base model has it; uniform: as is usual"
     )
-    face_weight: float = setting(1.0, "weight of the loss inside the face's box (paper: 1, as outside)")
+    face_weight: float = setting(2.0, "weight of the loss inside the face's box (the base model's; paper: 1)")
     lora_rank: int = setting(16, "rank of the LoRA (paper: 128, on a wider U-Net)")
     intrinsic: Literal["spatial", "global"] = setting("spatial", "ablation: global takes the face's one vector for F_r")
     structure: bool = setting(True, "ablation: false leaves the structure branch out")

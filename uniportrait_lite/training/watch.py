@@ -89,11 +89,11 @@ def recipe(config: SingleIDConfig, history: list[dict]) -> dict:
     measured = [line for line in history if "unseen_face" in line]
     return {
         "recipe": "python -m uniportrait_lite train single_id",
-        "settings": asdict(config),
+        "config": asdict(config),
         "steps": steps,
         "seconds": seconds,
         "hardware": hardware(),
-        "metrics": metrics,
+        "metrics": {name: round(value, 4) for name, value in metrics.items()},
         "curve": history[:: max(1, len(history) // 60)],
         "measured": measured[:: max(1, len(measured) // 30)],
     }
