@@ -8,14 +8,14 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPTextModel, CLIPVisionModelWithProjection
+from transformers import AutoTokenizer, CLIPTextModel
 
 from uniportrait_lite import checkpoints
 from uniportrait_lite.attention import IDConditions, add_lora, attach_id_attention
 from uniportrait_lite.backbone import IRResNet
 from uniportrait_lite.checkpoints import UniPortraitConfig
 from uniportrait_lite.errors import ConfigError, WeightsError
-from uniportrait_lite.features import FaceFeatures
+from uniportrait_lite.features import FaceFeatures, load_clip_vision
 from uniportrait_lite.id_embedding import IDEmbedding, IDEmbeddingConfig
 from uniportrait_lite.speed import fast_attention
 from uniportrait_lite.training.data import Batch, weights
@@ -99,8 +99,8 @@ class Stack:
         with checkpoints.no_progress_bars():
             self.text_encoder = CLIPTextModel.from_pretrained(self.folders["text_encoder"], dtype=torch.float32)
             self.unet = UNet2DConditionModel.from_pretrained(self.folders["unet"], torch_dtype=torch.float32)
-            clip = CLIPVisionModelWithProjection.from_pretrained(self.folders["clip"], dtype=torch.float32)
-        self.features = FaceFeatures(IRResNet.from_pretrained(self.folders["backbone"]), clip)
+        backbone, clip = IRResNet.from_pretrained(self.folders["backbone"]), load_clip_vision(self.folders["clip"])
+        self.features = FaceFeatures(backbone, clip)
 
     def digests(self) -> dict[str, str]:
         """What tells these weights from others, by network."""
