@@ -28,9 +28,9 @@ def test_the_prompts_are_words_of_the_world():
     assert set(tokens(" ".join(PROMPTS))) <= set(WORDS)
 
 
-def rows(own: float | None = 0.75) -> dict[str, list[Portrait]]:
+def rows(own: float = 0.75, found: bool = True) -> dict[str, list[Portrait]]:
     image = Image.new("RGB", (128, 128), "red")
-    return {name: [Portrait(image, own, 0.25, 2.0) for _ in PROMPTS] for name in ("ann", "bob")}
+    return {name: [Portrait(image, own, 0.25, 2.0, found) for _ in PROMPTS] for name in ("ann", "bob")}
 
 
 def test_the_grid_shows_each_reference_and_its_portraits():
@@ -47,7 +47,13 @@ def test_the_table_has_a_line_for_each_portrait_and_the_means():
     assert len(lines) == 1 + 2 * len(PROMPTS) + 1
     assert lines[1].split()[:4] == ["ann", "0.75", "0.25", "2.0"] and lines[1].endswith(PROMPTS[0])
     assert lines[-1].split() == ["mean", "0.75", "0.25", "2.0"]
-    assert "no face" in table(rows(own=None))
+
+
+def test_portraits_without_a_face_count_as_0():
+    found, lost = rows()["ann"], rows(own=0.0, found=False)["bob"]
+    lines = table({"ann": found, "bob": lost}).splitlines()
+    assert "no face found" in lines[5] and "no face" not in lines[1]
+    assert lines[-1].split()[:2] == ["mean", "0.38"] and "4 without a face count as 0" in lines[-1]
 
 
 def test_reference_people_are_held_out_and_the_files_are_their_scenes(tmp_path):

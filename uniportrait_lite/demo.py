@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from uniportrait_lite.errors import NoFaceError, PictureError
+from uniportrait_lite.errors import PictureError
 from uniportrait_lite.pictures import read_picture, save_picture
 
 PROMPTS = (
@@ -23,12 +23,16 @@ CELL, GAP, HEADER, LABEL = 192, 8, 44, 18  # pixels of the picture that is saved
 
 @dataclass
 class Portrait:
-    """One portrait and what was measured on it: similarities are None where no face was found."""
+    """One portrait and what was measured on it: without a face (`found`) it is as alike as strangers, 0.
+
+    own: similarity to the reference; others: to the other people's, None where there is nobody else.
+    """
 
     image: Image.Image
-    own: float | None
+    own: float
     others: float | None
     seconds: float
+    found: bool = True
 
 
 def people_in(folder: str | Path) -> dict[str, list[Path]]:
@@ -51,25 +55,33 @@ def run(faces: str | Path = "data/faces", out: str | Path = "outputs/portraits.p
     references = {name: read_picture(paths[0]) for name, paths in people.items()}
 
     import uniportrait_lite
+    from uniportrait_lite.evaluation import metrics
+    from uniportrait_lite.faces import detector_of
 
     up = uniportrait_lite.load("tiny")
     print(f"loaded in {time.perf_counter() - started:.1f} s")
-    known = {name: _embedding(reference) for name, reference in references.items()}
+    judge = detector_of(embed=True)
+    known = judge.embeddings(list(references.values()))
     rows: dict[str, list[Portrait]] = {}
-    for name, reference in references.items():
+    for number, (name, reference) in enumerate(references.items()):
         identity = up.identity(reference)
         rows[name] = []
         for prompt in PROMPTS:
             began = time.perf_counter()
             image = up(prompt, [identity], seed=seed).images[0]
             seconds = time.perf_counter() - began
-            found = _embedding(image)
-            others = [_cosine(found, other) for key, other in known.items() if key != name]
-            rows[name].append(Portrait(image, _cosine(found, known[name]), _mean(others), seconds))
+            seen = judge.embeddings([image])
+            alike = metrics.cosines(seen, known)[0]
+            others = _mean(np.delete(alike, number))
+            rows[name].append(Portrait(image, float(alike[number]), others, seconds, not np.isnan(seen).any()))
     path = save_picture(grid(references, rows), out)
     print(table(rows))
-    pairs = [_cosine(_embedding(read_picture(p)), known[name]) for name, paths in people.items() for p in paths[1:]]
-    if (real := _mean(pairs)) is not None:
+    again = [
+        metrics.cosines(judge.embeddings(paths[1:]), known[[n]]).ravel()
+        for n, paths in enumerate(people.values())
+        if paths[1:]
+    ]
+    if (real := _mean([value for values in again for value in values])) is not None:
         print(f"two real pictures of one person: {real:.2f}")
     print(f"{path}: {sum(map(len, rows.values()))} portraits, {time.perf_counter() - started:.0f} s in all")
     return path
@@ -82,8 +94,10 @@ def table(rows: dict[str, list[Portrait]]) -> str:
     def line(name: str, portraits: Sequence[Portrait], prompt: str) -> str:
         own, others = _mean([p.own for p in portraits]), _mean([p.others for p in portraits])
         seconds = sum(p.seconds for p in portraits) / len(portraits)
-        shown = ["no face" if value is None else f"{value:.2f}" for value in (own, others)]
-        return f"{name:10} {shown[0]:>16} {shown[1]:>15} {seconds:8.1f}  {prompt}"
+        lost = sum(not p.found for p in portraits)
+        note = f"  ({'no face found' if len(portraits) == 1 else f'{lost} without a face count as 0'})" if lost else ""
+        shown = "-" if others is None else f"{others:.2f}"
+        return f"{name:10} {own:16.2f} {shown:>15} {seconds:8.1f}  {prompt}{note}".rstrip()
 
     for name, portraits in rows.items():
         lines += [line(name, [portrait], prompt) for portrait, prompt in zip(portraits, PROMPTS, strict=True)]
@@ -102,7 +116,7 @@ def grid(references: dict[str, Image.Image], rows: dict[str, list[Portrait]]) ->
         text = _wrapped(title, lambda words: draw.textlength(words, font) <= CELL)
         draw.multiline_text((GAP + column * (CELL + GAP), GAP), text, "black", font, spacing=2)
     for row, (name, portraits) in enumerate(rows.items()):
-        labels = [name, *("no face found" if p.own is None else f"similarity {p.own:.2f}" for p in portraits)]
+        labels = [name, *(f"similarity {p.own:.2f}" if p.found else "no face found" for p in portraits)]
         y = HEADER + row * (CELL + LABEL + GAP)
         for column, (image, label) in enumerate(
             zip([references[name], *(p.image for p in portraits)], labels, strict=True)
@@ -133,20 +147,7 @@ def _wrapped(text: str, fits: Callable[[str], bool]) -> str:
     return "\n".join(lines)
 
 
-def _embedding(image: Image.Image) -> np.ndarray | None:
-    """The judge's embedding, None where no face is found: a portrait may fail, and the table says so."""
-    from uniportrait_lite.faces import face_of
-
-    try:
-        return face_of(image, "largest", embed=True).embedding
-    except NoFaceError:
-        return None
-
-
-def _cosine(a: np.ndarray | None, b: np.ndarray | None) -> float | None:
-    return None if a is None or b is None else float(a @ b)
-
-
 def _mean(values: Sequence[float | None]) -> float | None:
+    """None where there is nothing to take the mean of."""
     known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    return float(sum(known) / len(known)) if known else None

@@ -7,6 +7,7 @@ import functools
 import io
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from uniportrait_lite.errors import ConfigError, NoFaceError, SeveralFacesError, UniPortraitError, WeightsError
+from uniportrait_lite.folders import data_folder
 from uniportrait_lite.pictures import Picture, read_picture
 
 CROP = 224  # pixels: what CLIP reads, and twice what a face backbone reads
@@ -66,6 +68,12 @@ class FaceDetector:
         faces = [self._face(image, bgr, box, landmarks) for box, landmarks in found]
         return sorted(faces, key=lambda face: face.box[0] + face.box[2])
 
+    def embeddings(self, pictures: Sequence[Picture]) -> np.ndarray:
+        """The judge's view (N,D) of the largest face of each picture, NaN where none is found. Needs `embed`."""
+        nothing = np.full(self.app.models["recognition"].output_shape[-1], np.nan, np.float32)
+        found = [largest(self.detect(picture)) for picture in pictures]
+        return np.stack([nothing if face is None else face.embedding for face in found])
+
     def _find(self, bgr: np.ndarray, border: float, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Boxes with scores (5,) and landmarks (5, 2), looking with a black border, a share of the picture's size.
 
@@ -103,6 +111,11 @@ def detect(picture: Picture, folder: str | os.PathLike | None = None, embed: boo
     return detector_of(folder, embed).detect(picture)
 
 
+def largest(faces: Sequence[DetectedFace]) -> DetectedFace | None:
+    """The face whose box has the largest area, None of none."""
+    return max(faces, key=lambda f: (f.box[2] - f.box[0]) * (f.box[3] - f.box[1])) if faces else None
+
+
 def pick(faces: list[DetectedFace], face: Any = None) -> DetectedFace:
     """The face that is meant: the only one, the "largest", or a number from the left, from 0.
 
@@ -113,7 +126,7 @@ def pick(faces: list[DetectedFace], face: Any = None) -> DetectedFace:
     if not faces:
         raise NoFaceError("no face found: give a picture in which one face is well seen, upright and not too small")
     if face == "largest":
-        return max(faces, key=lambda f: (f.box[2] - f.box[0]) * (f.box[3] - f.box[1]))
+        return largest(faces)
     if face is None:
         if len(faces) > 1:
             raise SeveralFacesError(
@@ -141,8 +154,6 @@ def face_of(
 def detector_of(folder: str | os.PathLike | None = None, embed: bool = False) -> FaceDetector:
     """The detector of a folder, loaded at the first call; of the tiny profile for None."""
     if folder is None:
-        from uniportrait_lite.profiles import data_folder
-
         folder = data_folder("tiny") / "face"
     return _detector(str(Path(folder).expanduser().absolute()), embed)
 

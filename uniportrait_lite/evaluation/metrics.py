@@ -21,17 +21,23 @@ def face_similarity(image_a: Picture, image_b: Picture, folder: str | os.PathLik
     return float(a @ b)
 
 
+def cosines(embeddings: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """Similarities (...,R) of the judge's unit vectors (...,D) to references (R,D).
+
+    A picture without a face (NaN) counts as 0, as alike as strangers: everything that scores portraits comes here.
+    """
+    return np.nan_to_num(embeddings @ references.T)
+
+
 def similarities(embeddings: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cosines of pictures to references: to their own person's (P,Q), and to each other person's (P,Q,P-1).
 
-    `embeddings` (P,Q,D) are of Q pictures of each of P people, of length 1, NaN where no face was found: those count
-    as 0, as alike as strangers. `references` (P,D).
+    `embeddings` (P,Q,D) are of Q pictures of each of P people, as `cosines` takes them; `references` (P,D).
     """
     people = len(references)
-    cosines = np.nan_to_num(np.einsum("pqd,rd->pqr", embeddings, references))
+    alike = cosines(embeddings, references).transpose(0, 2, 1)
     same = np.eye(people, dtype=bool)
-    own = cosines.transpose(0, 2, 1)[same]
-    return own, cosines.transpose(0, 2, 1)[~same].reshape(people, people - 1, -1).transpose(0, 2, 1)
+    return alike[same], alike[~same].reshape(people, people - 1, -1).transpose(0, 2, 1)
 
 
 def auc(own: np.ndarray, others: np.ndarray) -> float:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from uniportrait_lite.checkpoints import no_progress_bars
 from uniportrait_lite.errors import WeightsError
-from uniportrait_lite.faces import DetectedFace, FaceDetector, detector_of
+from uniportrait_lite.faces import DetectedFace, FaceDetector, detector_of, largest
 from uniportrait_lite.toyworld.pretrain.clip import clip_pixels, tokenise
 from uniportrait_lite.toyworld.pretrain.reader import AttributeReader
 from uniportrait_lite.toyworld.pretrain.recognition import crop
@@ -73,14 +73,11 @@ class Witnesses:
 
     def face(self, image: Image.Image) -> DetectedFace | None:
         """The largest face of a picture, with the judge's embedding; None where none is found."""
-        found = self.faces.detect(image)
-        return max(found, key=lambda f: (f.box[2] - f.box[0]) * (f.box[3] - f.box[1])) if found else None
+        return largest(self.faces.detect(image))
 
     def embeddings(self, images: Sequence[Image.Image]) -> np.ndarray:
         """The judge's view (N,D) of the largest face of each picture, NaN where none is found."""
-        nothing = np.full(self.embed_crops(np.zeros((1, 112, 112, 3), np.uint8)).shape[1], np.nan, np.float32)
-        found = [self.face(image) for image in images]
-        return np.stack([nothing if face is None else face.embedding for face in found])
+        return self.faces.embeddings(images)
 
     def embed_crops(self, crops: np.ndarray) -> np.ndarray:
         """The judge's embeddings (N,D), of length 1, of aligned RGB faces uint8 (N,112,112,3), through insightface."""

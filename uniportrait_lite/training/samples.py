@@ -11,7 +11,9 @@ from PIL import Image
 
 from uniportrait_lite import checkpoints
 from uniportrait_lite.adapter import UniPortrait
+from uniportrait_lite.evaluation import metrics
 from uniportrait_lite.faces import detector_of
+from uniportrait_lite.quiet import no_progress_bars
 from uniportrait_lite.toyworld import Person, Scene, captions, reference, splits
 from uniportrait_lite.toyworld.pretrain.recognition import crop
 
@@ -48,25 +50,17 @@ class Samples:
 
     def similarities(self, rows: list[list[Image.Image]]) -> dict[str, float]:
         """`facesim`: mean cosine of the portraits to their own reference; `facesim_others`: to the others' references;
-        `faces_found`: the share of portraits with a face, which the two others are over."""
-        references = [self._embedding(scene.image) for scene in self.references]
-        own, others, faces = [], [], 0
-        for number, row in enumerate(rows):
-            for image in row:
-                if (embedding := self._embedding(image)) is None:
-                    continue
-                faces += 1
-                for k, known in enumerate(references):
-                    if known is not None:
-                        (own if k == number else others).append(float(embedding @ known))
-        found = {"faces_found": faces / sum(map(len, rows))}
-        if own and others:
-            found |= {"facesim": float(np.mean(own)), "facesim_others": float(np.mean(others))}
-        return found
+        `faces_found`: the share of portraits with a face. As in evaluation, those without one count as 0."""
+        judge = detector_of(self.faces, embed=True)
+        references = judge.embeddings([scene.image for scene in self.references])
+        portraits = np.stack([judge.embeddings(row) for row in rows])
+        own, others = metrics.similarities(portraits, references)
+        found = 1 - np.isnan(portraits[..., 0]).mean()
+        return {"faces_found": float(found), "facesim": float(own.mean()), "facesim_others": float(others.mean())}
 
     @cached_property
     def _uniportrait(self) -> UniPortrait:
-        with checkpoints.no_progress_bars():
+        with no_progress_bars():
             pipe = StableDiffusionPipeline.from_pretrained(self.pipeline, dtype=torch.float32)
         pipe.set_progress_bar_config(disable=True)
         return UniPortrait.attach(pipe.to("cuda" if torch.cuda.is_available() else "cpu"), self.weights)
@@ -80,11 +74,6 @@ class Samples:
         return self._uniportrait.identity_of_crops(
             [Image.fromarray(crop(scene.pixels[None], scene.faces[0].landmarks[None], 224)[0])]
         )
-
-    def _embedding(self, image: Image.Image) -> np.ndarray | None:
-        """The judge's unit vector of the surest face."""
-        faces = detector_of(self.faces, embed=True).detect(image)
-        return max(faces, key=lambda face: face.score).embedding if faces else None
 
 
 def save_grid(rows: list[list[Image.Image]], path: Path) -> None:
