@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from uniportrait_lite.errors import ConfigError, WeightsError
+from uniportrait_lite.muon import Muon
 
 
 @dataclass
@@ -51,60 +52,14 @@ class LoopConfig:
             raise ConfigError(f"steps={self.steps} and hours={self.hours} must be positive")
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum whose updates are orthogonalised (Jordan et al. 2024, "Muon"), for matrices and convolutions.
-
-    Convolution kernels are flattened to (out, in*h*w). A step has size lr * max(1, rows/columns)^0.5. Matrices of one
-    shape are handled as a batch, since at this size the calls cost more than the arithmetic.
-    """
-
-    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        for group in self.param_groups:
-            shapes: dict[tuple[int, int], list[tuple[nn.Parameter, torch.Tensor]]] = {}
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                update = p.grad.lerp(state["momentum"], group["momentum"]).flatten(1)
-                shapes.setdefault(tuple(update.shape), []).append((p, update))
-            for (rows, columns), members in shapes.items():
-                updates = orthogonalise(torch.stack([update for _, update in members]))
-                size = group["lr"] * max(1.0, rows / columns) ** 0.5
-                for (p, _), update in zip(members, updates, strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(update.view_as(p).to(p.dtype), alpha=-size)
-
-
-def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """Drives the singular values of matrices (B, rows, columns) towards 1 by a quintic Newton-Schulz iteration.
-
-    The iterates are polynomials of X X^T times X, so for wide matrices the polynomial is built in the small square
-    space and applied once: a third of the arithmetic for a 192 x 1728 kernel.
-    """
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    if x.shape[-1] >= 2 * x.shape[-2]:
-        gram = x @ x.mT
-        eye = torch.eye(gram.shape[-1], device=x.device, dtype=x.dtype)
-        product = eye
-        for _ in range(steps):
-            factor = 3.4445 * eye - 4.7750 * gram + 2.0315 * gram @ gram
-            product, gram = factor @ product, factor @ gram @ factor
-        x = product @ x
-    else:
-        x = x.to(torch.bfloat16)
-        for _ in range(steps):
-            gram = x @ x.mT
-            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrices.dtype)
+MAY_CHANGE = (
+    "out",
+    "steps",
+    "hours",
+    "cooldown",
+    "log_every",
+    "checkpoint_every",
+)  # from one part of a run to the next
 
 
 def train(
@@ -116,21 +71,35 @@ def train(
     evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,
     evaluate_every: int | None = None,
     no_muon: Callable[[str], bool] = lambda name: False,
+    depends_on: dict[str, Any] | None = None,
 ) -> list[dict]:
     """Trains the parameters of `model` that require gradients; returns the log, one dict a line.
 
     `batch(step, generator)` makes the step's data, drawing from that generator alone; `loss(model, batch)` returns a
     dict whose "loss" is minimised and whose other scalars are logged. Under several processes each gets generators of
     its own and `model` is wrapped, so `loss` must go through `model(...)`. Afterwards `model` holds the averaged
-    weights where `ema` is set. Continues from `out/checkpoint.pt` where there is one.
+    weights where `ema` is set. Continues from `out/checkpoint.pt` where there is one, unless that was made with other
+    settings or with another `depends_on`: what else decides the weights, such as data and frozen networks.
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state()  # else a process could train in one precision only
     accelerator = Accelerator(
         mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=not torch.cuda.is_available()
     )
-    run = _Run(config, accelerator, model, no_muon)
+    run = _Run(config, accelerator, model, no_muon, depends_on or {})
     wrapped = accelerator.prepare(model)
+    try:
+        _steps(run, accelerator, wrapped, model, batch, loss, evaluate, evaluate_every)
+    finally:
+        accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # takes the mixed precision off `model` again
+        run.close()
+    return run.history
+
+
+def _steps(run, accelerator, wrapped, model, batch, loss, evaluate, evaluate_every) -> None:
+    config = run.config
     run.resume()
     while (progress := run.progress()) < 1:
         step = run.step
@@ -156,14 +125,14 @@ def train(
     run.use_average()
     model.eval()
     accelerator.wait_for_everyone()
-    return run.history
 
 
 class _Run:
     """The state of one training: step, clock, optimisers, average, log."""
 
-    def __init__(self, config: LoopConfig, accelerator, model: nn.Module, no_muon: Callable[[str], bool]):
+    def __init__(self, config: LoopConfig, accelerator, model: nn.Module, no_muon: Callable, depends_on: dict):
         self.config, self.model, self.main = config, model, accelerator.is_main_process
+        self.depends_on = json.loads(json.dumps(depends_on))
         self.processes = accelerator.num_processes
         model.to(accelerator.device)
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -185,6 +154,18 @@ class _Run:
         self.pending: dict[str, list[float]] = {}
         self.out = Path(config.out)
         self.writer = None
+        if self.main:
+            from torch.utils.tensorboard import SummaryWriter
+
+            try:
+                self.out.mkdir(parents=True, exist_ok=True)
+                self.writer = SummaryWriter(str(self.out / "tb"))
+            except OSError as error:
+                raise ConfigError(f"can't write into {self.out} ({error}): give another folder") from error
+
+    def close(self):
+        if self.writer:
+            self.writer.close()
 
     # --- schedule ---------------------------------------------------------------------------------------------
     def seconds(self) -> float:
@@ -258,10 +239,6 @@ class _Run:
         self.history.append(line)
         with open(self.out / "log.jsonl", "a") as f:
             f.write(json.dumps(line) + "\n")
-        if self.writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(str(self.out / "tb"), purge_step=self.step)
         for name, value in values.items():
             self.writer.add_scalar(name, value, self.step)
         print(" ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in line.items()), flush=True)
@@ -271,7 +248,8 @@ class _Run:
         if not self.main or not force and time.time() - self.saved < self.config.checkpoint_every:
             return
         state = {
-            "config": {**asdict(self.config), "hours": self.config.hours},
+            "config": asdict(self.config),
+            "depends_on": self.depends_on,
             "step": self.step,
             "seconds": self.seconds(),
             "parameters": {name: p.detach().cpu() for name, p in self.trained.items()},
@@ -285,8 +263,6 @@ class _Run:
         self.saved = time.time()
 
     def resume(self):
-        if self.main:
-            self.out.mkdir(parents=True, exist_ok=True)
         path, log = self.out / "checkpoint.pt", self.out / "log.jsonl"
         self.started = self.saved = time.time()
         if not path.exists():
@@ -299,6 +275,7 @@ class _Run:
             raise WeightsError(f"{path} can't be read ({error}); delete it to start over") from error
         if set(state["parameters"]) != set(self.trained):
             raise WeightsError(f"{path} is of another network; delete the folder or give another --out")
+        self._compare(state)
         self.step, self.elapsed = state["step"], state["seconds"]
         with torch.no_grad():
             for name, p in self.trained.items():
@@ -307,12 +284,27 @@ class _Run:
                 b.copy_(state["buffers"][name])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
-        if self.average is not None and state["average"] is not None:
+        if self.average is not None:
             self.average = [a.to(p.device) for a, p in zip(state["average"], self.trained.values(), strict=True)]
         if self.main and log.exists():  # lines written after the checkpoint will be written again
             lines = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
             self.history = [line for line in lines if line["step"] <= self.step]
             log.write_text("".join(json.dumps(line) + "\n" for line in self.history))
+
+    def _compare(self, state: dict):
+        """Refuses to go on with other settings than the checkpoint's, but for those of length and logging."""
+        now = {**asdict(self.config), **self.depends_on}
+        before = {**state["config"], **state.get("depends_on", {})}
+        changed = [
+            f"{name} was {before[name]!r} and is {now[name]!r}"
+            for name in before
+            if name not in MAY_CHANGE and name in now and before[name] != now[name]
+        ]
+        if changed:
+            raise ConfigError(
+                f"{self.out} holds a training with other settings ({'; '.join(changed)}): give them back, give another "
+                "--out, or delete the folder to start over"
+            )
 
 
 def _mix(*numbers: int) -> int:

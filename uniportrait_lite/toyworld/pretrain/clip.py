@@ -5,7 +5,7 @@ the pictures are cut close around the face, as such a crop is.
 """
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from uniportrait_lite.loop import LoopConfig, train
 from uniportrait_lite.toyworld.pretrain.data import Scenes, load_scenes
-from uniportrait_lite.toyworld.pretrain.record import record, save_half
+from uniportrait_lite.toyworld.pretrain.record import depends, record, save_half
 from uniportrait_lite.toyworld.tokenizer import build_tokenizer
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's, which every CLIPImageProcessor defaults to
@@ -134,7 +134,8 @@ def run(**overrides) -> dict:
         return clip_pixels(images), tokenise(tokenizer, texts)
 
     def loss(module, data):
-        logits = module(*data)
+        device = next(module.parameters()).device
+        logits = module(*(x.to(device) for x in data))
         labels = torch.arange(len(logits), device=logits.device)
         value = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.mT, labels)) / 2
         return {"loss": value, "top1": (logits.argmax(1) == labels).float().mean()}
@@ -143,10 +144,13 @@ def run(**overrides) -> dict:
         out=config.out, steps=config.steps, hours=config.hours, lr=config.lr, muon_lr=config.muon_lr, ema=config.ema,
         precision=config.precision, seed=config.seed,
     )  # fmt: skip
-    history = train(loop, model, batch, loss, no_muon=lambda name: "embedding" in name or "projection" in name)
+    history = train(
+        loop, model, batch, loss, no_muon=lambda name: "embedding" in name or "projection" in name,
+        depends_on=depends(config),
+    )  # fmt: skip
     metrics = retrieval(model, tokenizer)
     export(model.clip, tokenizer, folder)
-    return record(folder / "clip", "clip", asdict(config), history, metrics)
+    return record(folder / "clip", "clip", config, history, metrics)
 
 
 def tokenise(tokenizer, texts: list[str]) -> torch.Tensor:
@@ -158,7 +162,7 @@ def tokenise(tokenizer, texts: list[str]) -> torch.Tensor:
 def retrieval(model: Contrast, tokenizer, count: int = 100) -> dict:
     """How often the right one of `count` full captions of unseen people's pictures is nearest, and the other way."""
     scenes = load_scenes("unseen", 1000)
-    model = model.float().eval()
+    model = model.float().cpu().eval()
     logits = model(
         clip_pixels(scenes.images(range(count))),
         tokenise(tokenizer, [scenes.caption(i, i, "full") for i in range(count)]),

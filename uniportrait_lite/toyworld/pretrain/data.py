@@ -5,11 +5,11 @@ never used by mistake. Sets grow by whole chunks, each written atomically, so a 
 """
 
 import hashlib
-import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from uniportrait_lite.toyworld import Person, captions, factors, group, portrait
 
 CACHE = Path("runs/cache")
 CHUNK = 1000
+WORDS_ONLY = ("captions.py", "sentences.py", "wording.py", "tokenizer.py", "references.py", "__init__.py")
 FACE_KEYS, SCENE_KEYS = tuple(factors.FACE_SCENE), tuple(factors.SCENE)
 
 
@@ -114,24 +115,26 @@ def load_scenes(name: str, count: int, workers: int | None = None) -> Scenes:
         from tqdm import tqdm
 
         folder.mkdir(parents=True, exist_ok=True)
-        with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-            list(tqdm(pool.map(partial(_render, spec, folder), missing), total=len(missing), desc=f"drawing {name}"))
+        draw = partial(_render, spec, folder, CHUNK)
+        with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
+            results = pool.map(draw, missing) if len(missing) > 1 else map(draw, missing)
+            list(tqdm(results, total=len(missing), desc=f"drawing {name}"))
     return Scenes(spec, chunks)
 
 
 @lru_cache(maxsize=1)
 def world_digest() -> str:
-    """Eight hex digits that change when the drawing code does (as it was when this process began)."""
-    digest = hashlib.sha256()
+    """Eight hex digits that change when the drawing code or the sets do (as they were when this process began)."""
+    digest = hashlib.sha256(repr(sorted(SETS.items())).encode())
     for path in sorted(Path(captions.__file__).parent.glob("*.py")):
-        if path.name not in ("captions.py", "wording.py", "tokenizer.py", "references.py", "__init__.py"):
+        if path.name not in WORDS_ONLY:
             digest.update(path.read_bytes())
     return digest.hexdigest()[:8]
 
 
-def _render(spec: SceneSet, folder: Path, chunk: int):
+def _render(spec: SceneSet, folder: Path, size: int, chunk: int):
     fields: dict[str, list] = {k: [] for k in ("images", "person", "landmarks", "boxes", "face", "scene")}
-    for index in range(chunk * CHUNK, (chunk + 1) * CHUNK):
+    for index in range(chunk * size, (chunk + 1) * size):
         people = [_person(s) for s in spec.who(index)]
         scene = portrait(people[0], seed=index) if spec.faces == 1 else group(people, seed=index)
         fields["images"].append(np.asarray(scene.image))
@@ -145,7 +148,6 @@ def _render(spec: SceneSet, folder: Path, chunk: int):
     temporary.mkdir(exist_ok=True)
     for name, values in fields.items():
         np.save(temporary / f"{name}.npy", np.asarray(values, kinds.get(name, np.int32)))
-    (temporary / "set.json").write_text(json.dumps({"set": spec.name, "chunk": chunk}))
     if not (folder / f"{chunk:03d}").exists():
         os.replace(temporary, folder / f"{chunk:03d}")
 

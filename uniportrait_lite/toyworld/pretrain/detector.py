@@ -7,7 +7,7 @@ offsets, both in strides and from the location (column * stride, row * stride). 
 
 import os
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from uniportrait_lite.loop import LoopConfig, train
 from uniportrait_lite.toyworld import Person, group, portrait, splits
 from uniportrait_lite.toyworld.pretrain.detector_data import ViewSampler
-from uniportrait_lite.toyworld.pretrain.record import record
+from uniportrait_lite.toyworld.pretrain.record import depends, record
 
 STRIDES = (8, 16, 32)
 SIZES = ((0, 64), (48, 128), (96, 10_000))  # the longer side of the faces each stride answers for, in pixels
@@ -259,9 +259,10 @@ def run(**overrides) -> dict:
     history = train(
         loop, model, batch, detector_loss,
         no_muon=lambda name: name.startswith(("stem.0", "score", "box", "landmarks")),
+        depends_on=depends(config),
     )  # fmt: skip
     path = Path(config.folder) / "detector.onnx"
     plain = Detector(config.width)  # accelerate has wrapped the other one's forward in its autocast
     plain.load_state_dict(model.state_dict())
     export(plain, path)
-    return record(config.folder, "detector", asdict(config), history, evaluate(config.folder, config.evaluated))
+    return record(config.folder, "detector", config, history, evaluate(config.folder, config.evaluated))

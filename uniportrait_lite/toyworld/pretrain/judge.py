@@ -4,7 +4,7 @@ To be a fair witness it shares with the recogniser neither architecture (no resi
 sum a channel), nor loss, nor seed, nor people. insightface loads it as the recognition model of `data/tiny/face`.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -105,4 +105,4 @@ def run(**overrides) -> dict:
     path = Path(config.folder) / "judge.onnx"
     export_onnx(network, torch.zeros(1, 3, recognition.SIDE, recognition.SIDE), path)
     metrics = verification(*judge_embeddings(path, unseen, config.unseen))
-    return record(config.folder, "judge", asdict(config), history, metrics)
+    return record(config.folder, "judge", config, history, metrics)

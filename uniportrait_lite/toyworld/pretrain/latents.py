@@ -1,6 +1,5 @@
 """Latents of a scene set, encoded once by the tiny autoencoder and read from memory-mapped files after that."""
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -8,15 +7,8 @@ import numpy as np
 import torch
 
 from uniportrait_lite.toyworld.pretrain.data import CACHE, CHUNK, Scenes, world_digest
+from uniportrait_lite.toyworld.pretrain.record import file_digest
 from uniportrait_lite.toyworld.pretrain.vae import to_pixels
-
-
-def file_digest(*paths: str | Path) -> str:
-    """Eight hex digits of the files' contents: what was computed with other weights is never taken for current."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(Path(path).read_bytes())
-    return digest.hexdigest()[:8]
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ It serves evaluation only. Without boxes it reads portraits; in groups it reads 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from uniportrait_lite.toyworld import Person
 from uniportrait_lite.toyworld.factors import FACE_SCENE, IDENTITY, SCENE
 from uniportrait_lite.toyworld.pretrain import recognition
 from uniportrait_lite.toyworld.pretrain.data import Scenes, load_scenes
-from uniportrait_lite.toyworld.pretrain.record import record
+from uniportrait_lite.toyworld.pretrain.record import depends, record
 from uniportrait_lite.toyworld.wording import COLORLESS_STYLES
 
 SIDE = 128  # of the window that is read
@@ -232,6 +232,7 @@ def run(**overrides) -> dict:
         reader, lambda step, generator: batches(generator), reading_loss,
         evaluate=lambda model, step: {"unseen": accuracy(model, unseen, min(500, config.unseen))["mean"]},
         evaluate_every=config.evaluate_every, no_muon=lambda name: name.startswith(("stem.", "head.7")),
+        depends_on=depends(config),
     )  # fmt: skip
     reader.cpu().save(config.folder)
     shipped = AttributeReader.from_pretrained(config.folder)
@@ -239,4 +240,4 @@ def run(**overrides) -> dict:
         "portraits": accuracy(shipped, unseen, config.unseen),
         "trios": accuracy(shipped, trios, config.unseen_trios),
     }
-    return record(config.folder, "reader", asdict(config), history, metrics)
+    return record(config.folder, "reader", config, history, metrics)

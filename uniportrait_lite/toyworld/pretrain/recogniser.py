@@ -1,6 +1,6 @@
 """The recipe of the tiny face recogniser: an IR-ResNet, trained with CurricularFace on drawn people."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
@@ -52,4 +52,4 @@ def run(**overrides) -> dict:
     network.cpu().save(config.folder)
     shipped = IRResNet.from_pretrained(config.folder)
     metrics = verification(*recognition.embed(shipped, unseen, config.unseen, batches.cropper))
-    return record(config.folder, "recogniser", asdict(config), history, metrics)
+    return record(config.folder, "recogniser", config, history, metrics)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from uniportrait_lite.backbone import verification
 from uniportrait_lite.loop import LoopConfig, train
 from uniportrait_lite.toyworld.pretrain.data import Scenes
+from uniportrait_lite.toyworld.pretrain.record import depends
 
 SIDE = 112
 
@@ -127,6 +128,7 @@ def fit(config, network: nn.Module, head: nn.Module, batches: FaceBatches, evalu
     return train(
         loop, model, batch, classification_loss, evaluate=evaluate, evaluate_every=config.evaluate_every,
         no_muon=lambda name: name.startswith(("head.", "network.head.", "network.stem.")),
+        depends_on=depends(config),
     )  # fmt: skip
 
 

@@ -1,9 +1,11 @@
 """How a recipe leaves its work: weights in half precision, and what was run to get them."""
 
+import hashlib
 import json
 import os
 import platform
 import shutil
+from dataclasses import asdict, fields
 from pathlib import Path
 
 
@@ -24,29 +26,55 @@ def save_half(model, folder: str | Path):
     temporary.rmdir()
 
 
-def record(
-    folder: str | Path, name: str, config: dict, history: list[dict], metrics: dict, command: str | None = None
-) -> dict:
-    """Writes `name`.recipe.json in `folder`: settings, steps, seconds, hardware, curve and metrics. Returns it.
+def record(folder: str | Path, name: str, config, history: list[dict], metrics: dict, after: str = "") -> dict:
+    """Writes `name``after`.recipe.json in `folder` and returns it.
 
-    `command` is what follows "pretrain" on the command line, where it is not the name alone.
+    It holds the command with the settings that differ from the recipe's own (`config`, its dataclass), steps, seconds,
+    hardware, curve and metrics. `after` tells a second pass over the same weights from the first.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     last = next((line for line in reversed(history)), {"step": 0, "seconds": 0.0})
     every = max(1, len(history) // 60)
     report = {
-        "recipe": f"python -m uniportrait_lite pretrain {command or name}",
-        "config": config,
+        "recipe": command(name, config),
+        "config": asdict(config),
         "steps": last["step"],
         "seconds": last["seconds"],
         "hardware": hardware(),
         "metrics": metrics,
         "curve": history[::every],
     }
-    write_json(folder / f"{name}.recipe.json", report)
+    write_json(folder / f"{name}{after}.recipe.json", report)
     print(json.dumps(metrics))
     return report
+
+
+def depends(config, *weights: str | Path) -> dict:
+    """What a run's result depends on beside the loop's own settings: the recipe's, the drawn world, frozen weights."""
+    from uniportrait_lite.toyworld.pretrain.data import world_digest
+
+    length = ("out", "folder", "steps", "hours", "cooldown", "checkpoint_every", "evaluate_every")
+    settings = {name: value for name, value in asdict(config).items() if name not in length}
+    return settings | {"world": world_digest(), **{str(path): file_digest(path) for path in weights}}
+
+
+def file_digest(*paths: str | Path) -> str:
+    """Eight hex digits of the files' contents: what was computed with other weights is never taken for current."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(Path(path).read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def command(name: str, config) -> str:
+    """The command line that runs the recipe `name` with the settings `config` where they are not its own."""
+    words = [f"python -m uniportrait_lite pretrain {name}"]
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if value != field.default and field.name not in ("out", "folder"):
+            words.append(f"--{field.name.replace('_', '-')} {str(value).lower() if value is None else value}")
+    return " ".join(words)
 
 
 def write_json(path: Path, value):

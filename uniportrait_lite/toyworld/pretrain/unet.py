@@ -6,7 +6,7 @@ sample steps are flawed"), so that pictures get the whole range of brightness.
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from uniportrait_lite.speed import fast_attention
 from uniportrait_lite.toyworld.pretrain.clip import tokenise
 from uniportrait_lite.toyworld.pretrain.data import load_scenes
 from uniportrait_lite.toyworld.pretrain.latents import load_latents
-from uniportrait_lite.toyworld.pretrain.record import record, save_half
+from uniportrait_lite.toyworld.pretrain.record import depends, record, save_half
 
 PROMPTS = (
     "a woman with dark skin and a pink bob, smiling, wearing a green sweater, at the beach",
@@ -28,6 +28,9 @@ PROMPTS = (
     "a portrait of a woman with a black afro, laughing, wearing a purple dress, mountains",
     "a sketch of a young man with spiky brown hair, surprised",
 )
+
+
+FROZEN = ("vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors", "tokenizer/tokenizer.json")
 
 
 @dataclass
@@ -185,18 +188,14 @@ def run(**overrides) -> dict:
     history = train(
         loop, model, batch, loss, evaluate=look, evaluate_every=config.evaluate_every,
         no_muon=lambda name: "conv_in" in name or "conv_out" in name or "time_emb" in name,
+        depends_on=depends(config, *(folder / part for part in FROZEN)),
     )  # fmt: skip
     pipe = pipeline(model.unet, folder)
     save_half(model.unet, folder / "unet")
     pipe.scheduler.save_pretrained(folder / "scheduler")
     write_index(pipe, folder)
-    return record(
-        folder / "unet",
-        "unet",
-        asdict(config),
-        history,
-        {"parameters": sum(p.numel() for p in model.unet.parameters())},
-    )
+    metrics = {"parameters": sum(p.numel() for p in model.unet.parameters())}
+    return record(folder / "unet", "unet", config, history, metrics)
 
 
 def write_index(pipe, folder: Path):

@@ -1,6 +1,6 @@
 """The tiny autoencoder: diffusers' `AutoencoderKL`, 128x128 pixels to 8 channels of 16x16."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from uniportrait_lite.loop import LoopConfig, train
 from uniportrait_lite.toyworld.pretrain.data import load_scenes
-from uniportrait_lite.toyworld.pretrain.record import record, save_half
+from uniportrait_lite.toyworld.pretrain.record import depends, record, save_half
 
 CROP = 64
 
@@ -112,10 +112,8 @@ def run(**overrides) -> dict:
             crops.append(picture[y : y + CROP, x : x + CROP])
         return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
-    device = next(model.parameters()).device
-
     def loss(module, pixels):
-        pixels = pixels.to(device)
+        pixels = pixels.to(next(module.parameters()).device)
         restored, kl = module(pixels)
         l1, edges = F.l1_loss(restored, pixels), edge_difference(restored, pixels)
         return {"loss": l1 + config.edges * edges + config.kl * kl, "l1": l1, "edges": edges, "kl": kl}
@@ -125,14 +123,17 @@ def run(**overrides) -> dict:
         precision=config.precision, seed=config.seed, cooldown=config.cooldown, weight_decay=0.0,
     )  # fmt: skip
     edge_layers = ("conv_in", "encoder.conv_out", "decoder.conv_out", "quant_conv")
-    history = train(loop, model, batch, loss, no_muon=lambda name: any(part in name for part in edge_layers))
+    history = train(
+        loop, model, batch, loss, no_muon=lambda name: any(part in name for part in edge_layers),
+        depends_on=depends(config),
+    )  # fmt: skip
     return export(model.vae, config, history)
 
 
 @torch.no_grad()
 def export(vae, config: VAEConfig, history: list[dict]) -> dict:
     """Measures the latents' scale and the error on unseen people, and writes the weights."""
-    vae = vae.float().eval()
+    vae = vae.float().cpu().eval()
     train_images = load_scenes("portraits", 1000).images(range(0, 512))
     latents = torch.cat([vae.encode(p).latent_dist.mean for p in to_pixels(train_images).split(32)])
     if not config.decoder_only:
@@ -144,9 +145,7 @@ def export(vae, config: VAEConfig, history: list[dict]) -> dict:
         metrics[f"psnr_{name}"] = round(float(-10 * torch.log10(((restored - pixels) / 2).square().mean())), 2)
         metrics[f"l1_{name}"] = round(float((restored - pixels).abs().mean() / 2), 4)
     save_half(vae, config.folder)
-    name = "vae_decoder" if config.decoder_only else "vae"
-    flags = f" --decoder-only true --start-from {config.start_from}" if config.decoder_only else ""
-    return record(config.folder, name, asdict(config), history, metrics, f"vae{flags}")
+    return record(config.folder, "vae", config, history, metrics, "_decoder" if config.decoder_only else "")
 
 
 def to_pixels(images: np.ndarray) -> torch.Tensor:
