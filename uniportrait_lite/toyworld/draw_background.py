@@ -6,9 +6,16 @@ import skia
 
 from .pen import Pen, alpha, arc, box, darker, lighter, oval, polygon, rgb, smooth, tone
 
-STUDIO = (rgb(246, 196, 208), rgb(176, 214, 240), rgb(190, 228, 196), rgb(250, 224, 170), rgb(208, 196, 240),
-          rgb(228, 228, 232), rgb(248, 186, 160),
-          rgb(160, 214, 214))
+STUDIO = (
+    rgb(246, 196, 208),
+    rgb(176, 214, 240),
+    rgb(190, 228, 196),
+    rgb(250, 224, 170),
+    rgb(208, 196, 240),
+    rgb(228, 228, 232),
+    rgb(248, 186, 160),
+    rgb(160, 214, 214),
+)
 WALL = (rgb(240, 226, 204), rgb(214, 226, 222), rgb(236, 210, 200), rgb(214, 214, 234))
 
 
@@ -19,8 +26,9 @@ def draw_background(pen: Pen, kind: str, width: float, u: list[float]) -> None:
 
 def _sheet(pen: Pen, width: float, top: int, bottom: int, y0: float = 0, y1: float = 128) -> None:
     """A smooth vertical blend over part of the canvas."""
-    paint = skia.Paint(Shader=skia.GradientShader.MakeLinear([(0, y0), (0, y1)],
-                                                             [tone(pen.style, top), tone(pen.style, bottom)]))
+    paint = skia.Paint(
+        Shader=skia.GradientShader.MakeLinear([(0, y0), (0, y1)], [tone(pen.style, top), tone(pen.style, bottom)])
+    )
     pen.canvas.drawRect(skia.Rect(0, y0, width, y1), paint)
 
 
@@ -37,8 +45,10 @@ def _beach(pen: Pen, width: float, u: list[float]) -> None:
     for i in range(4):
         x = (u[1] + i * 0.27) % 1 * width
         pen.line(arc(x, 75 + i % 3 * 6, x + 7, 72 + i % 3 * 6, x + 14, 75 + i % 3 * 6), rgb(190, 230, 244), 1.4)
-    pen.fill(smooth([(-20, 96), (width * 0.3, 93), (width * 0.7, 98), (width + 20, 94), (width + 20, 150), (-20, 150)],
-                    0.8), rgb(248, 222, 160))
+    pen.fill(
+        smooth([(-20, 96), (width * 0.3, 93), (width * 0.7, 98), (width + 20, 94), (width + 20, 150), (-20, 150)], 0.8),
+        rgb(248, 222, 160),
+    )
 
 
 def _towers(pen: Pen, width: float, u: list[float], wall: tuple, window: int, lit: int) -> None:
@@ -51,8 +61,11 @@ def _towers(pen: Pen, width: float, u: list[float], wall: tuple, window: int, li
         for row in range(int(h / 10)):
             for col in range(int(w / 7)):
                 if (row * 5 + col * 3 + i * 2 + shift) % lit:
-                    panes.addRect(skia.Rect(x + 3.4 + col * 6.6, 128 - h - 9 + row * 10, x + 6.8 + col * 6.6,
-                                            128 - h - 3.6 + row * 10))
+                    panes.addRect(
+                        skia.Rect(
+                            x + 3.4 + col * 6.6, 128 - h - 9 + row * 10, x + 6.8 + col * 6.6, 128 - h - 3.6 + row * 10
+                        )
+                    )
         x, i = x + w + 1, i + 1
     pen.fill(panes, window, outline=False)
 
@@ -60,8 +73,14 @@ def _towers(pen: Pen, width: float, u: list[float], wall: tuple, window: int, li
 def _city(pen: Pen, width: float, u: list[float]) -> None:
     _sheet(pen, width, rgb(150, 204, 238), rgb(250, 236, 214))
     pen.fill(_cloud_path(width * (0.15 + 0.7 * u[0]), 18), rgb(255, 255, 255), outline=False)
-    _towers(pen, width, u, (rgb(136, 152, 178), rgb(166, 152, 160), rgb(112, 134, 164), rgb(184, 172, 170)),
-            rgb(232, 240, 248), 9)
+    _towers(
+        pen,
+        width,
+        u,
+        (rgb(136, 152, 178), rgb(166, 152, 160), rgb(112, 134, 164), rgb(184, 172, 170)),
+        rgb(232, 240, 248),
+        9,
+    )
 
 
 def _night_city(pen: Pen, width: float, u: list[float]) -> None:
@@ -77,23 +96,43 @@ def _night_city(pen: Pen, width: float, u: list[float]) -> None:
 
 
 def _cloud_path(x: float, y: float) -> skia.Path:
-    return smooth([(x - 15, y + 4), (x - 12, y - 3), (x - 5, y - 4), (x, y - 8), (x + 7, y - 5), (x + 13, y - 2),
-                   (x + 15, y + 4)])
+    return smooth(
+        [(x - 15, y + 4), (x - 12, y - 3), (x - 5, y - 4), (x, y - 8), (x + 7, y - 5), (x + 13, y - 2), (x + 15, y + 4)]
+    )
 
 
 def _park(pen: Pen, width: float, u: list[float]) -> None:
     _sheet(pen, width, rgb(138, 208, 244), rgb(222, 244, 242), 0, 100)
     pen.fill(_cloud_path(width * (0.2 + 0.6 * u[0]), 15), rgb(255, 255, 255), outline=False)
-    pen.fill(smooth([(-30, 92), (width * 0.25, 80), (width * 0.6, 90), (width + 30, 78), (width + 30, 150),
-                     (-30, 150)], 0.8), rgb(124, 196, 96))
+    pen.fill(
+        smooth(
+            [(-30, 92), (width * 0.25, 80), (width * 0.6, 90), (width + 30, 78), (width + 30, 150), (-30, 150)], 0.8
+        ),
+        rgb(124, 196, 96),
+    )
     count = max(2, int(width / 60))
     for i in range(count):
         x, r = width * (i + 0.5) / count + (u[1] - 0.5) * 26 + (-18 if i % 2 == 0 else 18), 15 + 5 * ((i + u[2]) % 1)
         pen.fill(box(x - 2.5, 66, x + 2.5, 96, 1), rgb(132, 88, 52))
-        pen.fill(smooth([(x - r, 62), (x - r * 0.95, 46), (x - r * 0.3, 36), (x + r * 0.5, 37), (x + r, 49),
-                         (x + r * 0.9, 63), (x, 69)]), rgb(56, 148, 78), (x - r, 36, x + r, 74))
-    pen.fill(smooth([(-30, 112), (width * 0.4, 104), (width + 30, 112), (width + 30, 150), (-30, 150)], 0.8),
-             rgb(92, 172, 78))
+        pen.fill(
+            smooth(
+                [
+                    (x - r, 62),
+                    (x - r * 0.95, 46),
+                    (x - r * 0.3, 36),
+                    (x + r * 0.5, 37),
+                    (x + r, 49),
+                    (x + r * 0.9, 63),
+                    (x, 69),
+                ]
+            ),
+            rgb(56, 148, 78),
+            (x - r, 36, x + r, 74),
+        )
+    pen.fill(
+        smooth([(-30, 112), (width * 0.4, 104), (width + 30, 112), (width + 30, 150), (-30, 150)], 0.8),
+        rgb(92, 172, 78),
+    )
 
 
 def _mountains(pen: Pen, width: float, u: list[float]) -> None:
@@ -104,10 +143,26 @@ def _mountains(pen: Pen, width: float, u: list[float]) -> None:
         x, h = (i + u[1]) * width / (count - 1), 52 + 16 * ((i * 3 + u[2] * 4) % 2)
         top = 108 - h
         pen.fill(polygon([(x - 44, 112), (x, top), (x + 44, 112)]), rgb(122, 96, 146))
-        pen.fill(polygon([(x - 10.5, top + 15), (x, top), (x + 10.5, top + 15), (x + 4, top + 11), (x, top + 17),
-                          (x - 5, top + 12)]), rgb(252, 246, 250), outline=False)
-    pen.fill(smooth([(-30, 100), (width * 0.3, 92), (width * 0.7, 100), (width + 30, 92), (width + 30, 150),
-                     (-30, 150)], 0.8), rgb(82, 66, 112))
+        pen.fill(
+            polygon(
+                [
+                    (x - 10.5, top + 15),
+                    (x, top),
+                    (x + 10.5, top + 15),
+                    (x + 4, top + 11),
+                    (x, top + 17),
+                    (x - 5, top + 12),
+                ]
+            ),
+            rgb(252, 246, 250),
+            outline=False,
+        )
+    pen.fill(
+        smooth(
+            [(-30, 100), (width * 0.3, 92), (width * 0.7, 100), (width + 30, 92), (width + 30, 150), (-30, 150)], 0.8
+        ),
+        rgb(82, 66, 112),
+    )
 
 
 def _room(pen: Pen, width: float, u: list[float]) -> None:
@@ -122,8 +177,9 @@ def _room(pen: Pen, width: float, u: list[float]) -> None:
     y = width - x
     pen.fill(box(y - 12, 24, y + 12, 50), rgb(120, 84, 60))
     pen.fill(box(y - 9, 27, y + 9, 47), rgb(252, 222, 140), outline=False)
-    pen.fill(polygon([(y - 9, 47), (y - 3, 35), (y + 2, 42), (y + 5, 38), (y + 9, 47)]), rgb(86, 158, 120),
-             outline=False)
+    pen.fill(
+        polygon([(y - 9, 47), (y - 3, 35), (y + 2, 42), (y + 5, 38), (y + 9, 47)]), rgb(86, 158, 120), outline=False
+    )
 
 
 def _snow(pen: Pen, width: float, u: list[float]) -> None:
@@ -133,17 +189,35 @@ def _snow(pen: Pen, width: float, u: list[float]) -> None:
         x, h = (i + u[0] - 0.3) * width / (count - 1.5), 34 + 14 * ((i * 2 + u[1] * 3) % 2)
         for k in range(3):
             y = 100 - h * (k * 0.3)
-            pen.fill(polygon([(x - 15 + 3.5 * k, y), (x, y - h * 0.45), (x + 15 - 3.5 * k, y)]), rgb(72, 122, 124),
-                     outline=k == 2)
-        pen.fill(polygon([(x - 5, 100 - h * 0.82), (x, 100 - h * 1.05), (x + 5, 100 - h * 0.82)]), rgb(246, 250, 255),
-                 outline=False)
-    pen.fill(smooth([(-30, 100), (width * 0.35, 93), (width * 0.7, 99), (width + 30, 93), (width + 30, 150),
-                     (-30, 150)], 0.8), rgb(248, 251, 255))
+            pen.fill(
+                polygon([(x - 15 + 3.5 * k, y), (x, y - h * 0.45), (x + 15 - 3.5 * k, y)]),
+                rgb(72, 122, 124),
+                outline=k == 2,
+            )
+        pen.fill(
+            polygon([(x - 5, 100 - h * 0.82), (x, 100 - h * 1.05), (x + 5, 100 - h * 0.82)]),
+            rgb(246, 250, 255),
+            outline=False,
+        )
+    pen.fill(
+        smooth(
+            [(-30, 100), (width * 0.35, 93), (width * 0.7, 99), (width + 30, 93), (width + 30, 150), (-30, 150)], 0.8
+        ),
+        rgb(248, 251, 255),
+    )
     flakes = skia.Path()
     for i in range(int(width / 5)):
         flakes.addCircle((i * 47 + u[2] * 60) % width, (i * 31 + u[3] * 80) % 112, 0.9 + 0.5 * (i % 3))
     pen.fill(flakes, alpha(rgb(255, 255, 255), 0.9), outline=False)
 
 
-_PLACES = {"studio": _studio, "beach": _beach, "city": _city, "night city": _night_city, "park": _park,
-           "mountains": _mountains, "room": _room, "snow": _snow}
+_PLACES = {
+    "studio": _studio,
+    "beach": _beach,
+    "city": _city,
+    "night city": _night_city,
+    "park": _park,
+    "mountains": _mountains,
+    "room": _room,
+    "snow": _snow,
+}

@@ -7,8 +7,14 @@ import skia
 from .head import Head
 from .pen import BLACK, WHITE, Pen, alpha, arc, box, darker, lighter, mix, oval, rgb, smooth
 
-IRIS = {"brown": rgb(110, 62, 28), "blue": rgb(44, 134, 232), "green": rgb(48, 168, 84), "amber": rgb(232, 156, 20),
-        "grey": rgb(136, 150, 166), "violet": rgb(150, 80, 220)}
+IRIS = {
+    "brown": rgb(110, 62, 28),
+    "blue": rgb(44, 134, 232),
+    "green": rgb(48, 168, 84),
+    "amber": rgb(232, 156, 20),
+    "grey": rgb(136, 150, 166),
+    "violet": rgb(150, 80, 220),
+}
 
 
 def draw_ears(pen: Pen, head: Head) -> None:
@@ -16,9 +22,11 @@ def draw_ears(pen: Pen, head: Head) -> None:
     for side in (-1, 1):
         x, y = head.ear(side)
         pen.fill(oval(x, y, head.ear_rx, head.ear_ry), mix(head.skin, head.skin_shade, 0.25))
-        pen.line(arc(x - side * 1.0, y - head.ear_ry * 0.55, x + side * 2.2, y - 1, x - side * 0.4,
-                     y + head.ear_ry * 0.4),
-                 head.skin_shade, 1.1)
+        pen.line(
+            arc(x - side * 1.0, y - head.ear_ry * 0.55, x + side * 2.2, y - 1, x - side * 0.4, y + head.ear_ry * 0.4),
+            head.skin_shade,
+            1.1,
+        )
 
 
 def draw_face(pen: Pen, head: Head) -> None:
@@ -30,8 +38,9 @@ def draw_face(pen: Pen, head: Head) -> None:
     with pen.inside(head.outline):
         if pen.soft:
             for side in (-1, 1):
-                pen.glow(head.x(side * 14.5, 12), 11, 8, alpha(rgb(240, 88, 92),
-                                                               0.28 if person.skin != "dark" else 0.16))
+                pen.glow(
+                    head.x(side * 14.5, 12), 11, 8, alpha(rgb(240, 88, 92), 0.28 if person.skin != "dark" else 0.16)
+                )
             pen.glow(head.x(0, 14), -18, 14, alpha(lighter(head.skin, 0.5), 0.4))
         if person.freckles:
             _freckles(pen, head)
@@ -49,9 +58,17 @@ def _side_shadow(pen: Pen, head: Head) -> None:
     """Light from one side leaves the other in shade; a sketch hatches it."""
     side = 1 if head.light == "left" else -1
     x = head.x(side * 7.5, 12)
-    shade = smooth([(x, -36), (x + side * 3, -14), (x - side * 1.5, 4), (x + side * 2.5, 16), (x - side * 3, 36),
-                    (side * 40, 36),
-                    (side * 40, -36)])
+    shade = smooth(
+        [
+            (x, -36),
+            (x + side * 3, -14),
+            (x - side * 1.5, 4),
+            (x + side * 2.5, 16),
+            (x - side * 3, 36),
+            (side * 40, 36),
+            (side * 40, -36),
+        ]
+    )
     if pen.style == "sketch":
         hatch = skia.Path()
         for i in range(-8, 14):
@@ -66,9 +83,22 @@ def _side_shadow(pen: Pen, head: Head) -> None:
 
 def _freckles(pen: Pen, head: Head) -> None:
     path = skia.Path()
-    for x, y in ((-16, 7.5), (-12.5, 9.5), (-9, 7.8), (-14.5, 11.5), (-10.5, 12.2), (-6.5, 10), (-2, 5.5), (2.4, 6),
-                 (6.5, 10),
-                 (9, 7.8), (12.5, 9.5), (16, 7.5), (10.5, 12.2), (14.5, 11.5)):
+    for x, y in (
+        (-16, 7.5),
+        (-12.5, 9.5),
+        (-9, 7.8),
+        (-14.5, 11.5),
+        (-10.5, 12.2),
+        (-6.5, 10),
+        (-2, 5.5),
+        (2.4, 6),
+        (6.5, 10),
+        (9, 7.8),
+        (12.5, 9.5),
+        (16, 7.5),
+        (10.5, 12.2),
+        (14.5, 11.5),
+    ):
         path.addCircle(head.x(x, 15), y, 0.85)
     pen.fill(path, mix(head.skin, rgb(150, 62, 20), 0.62), outline=False)
 
@@ -94,10 +124,22 @@ def _beard_area(pen: Pen, head: Head) -> None:
         return
     x, m = head.x, head.mouth_y
     top = 4.5 if beard == "full" else 7.0
-    area = smooth([(-40, top - 4), (-head.cheek * 0.86 + 2 * head.turn, top), (x(-head.jaw * 0.74, 12), m - 7.5),
-                   (x(-7.5, 17), m - 7.2),
-                   (x(0, 18), m - 5.4), (x(7.5, 17), m - 7.2), (x(head.jaw * 0.74, 12), m - 7.5),
-                   (head.cheek * 0.86 + 2 * head.turn, top), (40, top - 4), (40, 44), (-40, 44)], 0.8)
+    area = smooth(
+        [
+            (-40, top - 4),
+            (-head.cheek * 0.86 + 2 * head.turn, top),
+            (x(-head.jaw * 0.74, 12), m - 7.5),
+            (x(-7.5, 17), m - 7.2),
+            (x(0, 18), m - 5.4),
+            (x(7.5, 17), m - 7.2),
+            (x(head.jaw * 0.74, 12), m - 7.5),
+            (head.cheek * 0.86 + 2 * head.turn, top),
+            (40, top - 4),
+            (40, 44),
+            (-40, 44),
+        ],
+        0.8,
+    )
     if beard == "stubble":
         pen.fill(area, alpha(mix(head.beard_color, head.skin_line, 0.4), 0.36), outline=False)
     else:
@@ -109,9 +151,21 @@ def draw_beard_tip(pen: Pen, head: Head) -> None:
     if head.person.beard == "full":
         w, b = head.jaw, head.bottom
         shift = 1.6 * head.turn
-        pen.fill(smooth([(-w * 0.99, b - 17), (-w * 0.9 + shift, b - 4), (-w * 0.45 + shift, b + 4.5),
-                         (shift, b + 6.5), (w * 0.45 + shift, b + 4.5),
-                         (w * 0.9 + shift, b - 4), (w * 0.99, b - 17), (0, b - 20)]), head.beard_color)
+        pen.fill(
+            smooth(
+                [
+                    (-w * 0.99, b - 17),
+                    (-w * 0.9 + shift, b - 4),
+                    (-w * 0.45 + shift, b + 4.5),
+                    (shift, b + 6.5),
+                    (w * 0.45 + shift, b + 4.5),
+                    (w * 0.9 + shift, b - 4),
+                    (w * 0.99, b - 17),
+                    (0, b - 20),
+                ]
+            ),
+            head.beard_color,
+        )
 
 
 def draw_eyes(pen: Pen, head: Head) -> None:
@@ -148,9 +202,18 @@ def draw_eyes(pen: Pen, head: Head) -> None:
         pen.line(lid, ink, 1.9 if lashes else 1.4)
         pen.line(arc(b[0], b[1], x, y + ry * 1.95, *a), alpha(head.skin_line, 0.8), 0.8)
         if person.eye_shape != "narrow":
-            pen.line(arc(x - outer * rx * 0.8, y - ry * 0.9 - 2.0, x, y - ry * 1.3 - 3.0, x + outer * rx * 0.95,
-                         y - ry * 0.8 - 2.0),
-                     alpha(head.skin_line, 0.45), 0.9)
+            pen.line(
+                arc(
+                    x - outer * rx * 0.8,
+                    y - ry * 0.9 - 2.0,
+                    x,
+                    y - ry * 1.3 - 3.0,
+                    x + outer * rx * 0.95,
+                    y - ry * 0.8 - 2.0,
+                ),
+                alpha(head.skin_line, 0.45),
+                0.9,
+            )
     _brows(pen, head)
 
 
@@ -158,15 +221,21 @@ def _brows(pen: Pen, head: Head) -> None:
     kind = head.person.brows
     base = -10.2 - 1.9 * head.person.brow_height
     inner_dy, outer_dy = head.brow_shift
-    width, bend, rise = {"thin": (1.7, 2.2, 0.2), "thick": (4.4, 1.8, 0.4), "arched": (2.7, 6.4, 0.8),
-                         "straight": (3.0, 0.0, -0.2)}[kind]
+    width, bend, rise = {
+        "thin": (1.7, 2.2, 0.2),
+        "thick": (4.4, 1.8, 0.4),
+        "arched": (2.7, 6.4, 0.8),
+        "straight": (3.0, 0.0, -0.2),
+    }[kind]
     for side in (-1, 1):
         mid = head.eye_x
         x0, x1 = head.x(side * (mid - 6.4), 17), head.x(side * (mid + 7.2), 12)
         xm = x0 + (x1 - x0) * 0.55
-        pen.line(arc(x0, base + inner_dy + rise, xm, base + (inner_dy + outer_dy) / 2 - bend, x1,
-                     base + outer_dy + rise),
-                 head.brow_color, width)
+        pen.line(
+            arc(x0, base + inner_dy + rise, xm, base + (inner_dy + outer_dy) / 2 - bend, x1, base + outer_dy + rise),
+            head.brow_color,
+            width,
+        )
 
 
 def draw_nose(pen: Pen, head: Head) -> None:
@@ -180,8 +249,16 @@ def draw_nose(pen: Pen, head: Head) -> None:
     if kind == "small":
         pen.line(arc(x - 3.0 * k, y - 0.6, x, y + 3.4 * k, x + 3.0 * k, y - 0.6), ink, 1.6)
     elif kind == "long":
-        nose = smooth([(bridge + side * 1.4, -3), (x + side * 3.4 * k, y - 1.5), (x, y + 1.6), (x - side * 1.0, y - 2),
-                       (bridge + side * 0.2, -3)], 0.7)
+        nose = smooth(
+            [
+                (bridge + side * 1.4, -3),
+                (x + side * 3.4 * k, y - 1.5),
+                (x, y + 1.6),
+                (x - side * 1.0, y - 2),
+                (bridge + side * 0.2, -3),
+            ],
+            0.7,
+        )
         pen.fill(nose, alpha(shade, 0.85), outline=False)
         pen.line(arc(bridge + side * 1.8, -2, x + side * 2.4, y - 6, x + side * 3.6 * k, y - 0.6), ink, 1.4)
         pen.line(arc(x + side * 3.6 * k, y - 0.6, x + side * 1.5, y + 3.4, x - side * 3.2 * k, y + 0.4), ink, 1.6)
@@ -190,13 +267,19 @@ def draw_nose(pen: Pen, head: Head) -> None:
         pen.fill(oval(x, y - 1.2, 3.6 * k, 2.8 * k), lighter(head.skin, 0.12), outline=False)
         for s in (-1, 1):
             pen.fill(oval(x + s * 2.7 * k, y + 1.6 * k, 1.4, 0.95), ink, outline=False)
-            pen.line(arc(x + s * 5.2 * k, y - 2.6 * k, x + s * 7.8 * k, y + 0.6, x + s * 4.6 * k, y + 2.6 * k), ink,
-                     1.3)
+            pen.line(
+                arc(x + s * 5.2 * k, y - 2.6 * k, x + s * 7.8 * k, y + 0.6, x + s * 4.6 * k, y + 2.6 * k), ink, 1.3
+            )
     else:
         nose = skia.Path.Polygon([(bridge, -3), (x + side * 5.2 * k, y + 0.6), (x - side * 1.0, y + 2.4)], True)
         pen.fill(nose, alpha(shade, 0.9), outline=False)
-        pen.line(skia.Path.Polygon([(bridge + side * 0.6, -2), (x + side * 5.4 * k, y + 0.6),
-                                    (x - side * 1.6 * k, y + 2.6)], False), ink, 1.4)
+        pen.line(
+            skia.Path.Polygon(
+                [(bridge + side * 0.6, -2), (x + side * 5.4 * k, y + 0.6), (x - side * 1.6 * k, y + 2.6)], False
+            ),
+            ink,
+            1.4,
+        )
 
 
 def draw_mouth(pen: Pen, head: Head) -> None:
@@ -205,16 +288,38 @@ def draw_mouth(pen: Pen, head: Head) -> None:
     upper, lower = {"thin": (1.0, 1.2), "full": (3.0, 3.9), "wide": (1.9, 2.3)}[head.person.lips]
     if head.person.beard == "goatee":
         b = head.bottom
-        pen.fill(smooth([(xm - 6.5, b - 6.5), (xm - 5.4, b + 0.5), (xm, b + 5.0), (xm + 5.4, b + 0.5),
-                         (xm + 6.5, b - 6.5), (xm, b - 4.6)]),
-                 head.beard_color)
+        pen.fill(
+            smooth(
+                [
+                    (xm - 6.5, b - 6.5),
+                    (xm - 5.4, b + 0.5),
+                    (xm, b + 5.0),
+                    (xm + 5.4, b + 0.5),
+                    (xm + 6.5, b - 6.5),
+                    (xm, b - 4.6),
+                ]
+            ),
+            head.beard_color,
+        )
     bottom = ym + head.open * 1.5
     lips = skia.Path()
     lips.moveTo(x0, y0)
-    lips.cubicTo(xm + (x0 - xm) * 0.55, 2 * ym - y0 - upper * 0.6 - (ym - y0) * 0.6, xm + (x0 - xm) * 0.22,
-                 ym - upper * 1.5, xm, ym - upper * 0.8)
-    lips.cubicTo(xm + (x1 - xm) * 0.22, ym - upper * 1.5, xm + (x1 - xm) * 0.55,
-                 2 * ym - y1 - upper * 0.6 - (ym - y1) * 0.6, x1, y1)
+    lips.cubicTo(
+        xm + (x0 - xm) * 0.55,
+        2 * ym - y0 - upper * 0.6 - (ym - y0) * 0.6,
+        xm + (x0 - xm) * 0.22,
+        ym - upper * 1.5,
+        xm,
+        ym - upper * 0.8,
+    )
+    lips.cubicTo(
+        xm + (x1 - xm) * 0.22,
+        ym - upper * 1.5,
+        xm + (x1 - xm) * 0.55,
+        2 * ym - y1 - upper * 0.6 - (ym - y1) * 0.6,
+        x1,
+        y1,
+    )
     depth = bottom + lower
     reach = y0 + (depth - y0) * 1.33
     lips.cubicTo(xm + (x1 - xm) * 0.6, reach, xm + (x0 - xm) * 0.6, reach, x0, y0)
@@ -235,17 +340,33 @@ def draw_mouth(pen: Pen, head: Head) -> None:
                     pen.fill(box(x0, y0 - 1, x1, ym + 2.6, 1), teeth, outline=False)
     pen.line(arc(x0, y0, xm, middle, x1, y1), mix(head.lip_color, BLACK, 0.62), 1.5)
     for x, y, s in ((x0, y0, -1), (x1, y1, 1)):
-        pen.line(arc(x, y, x + s * 0.8, y - head.middle * 0.2, x + s * 1.2, y - head.middle * 0.35), head.skin_line,
-                 1.2)
+        pen.line(
+            arc(x, y, x + s * 0.8, y - head.middle * 0.2, x + s * 1.2, y - head.middle * 0.35), head.skin_line, 1.2
+        )
     if head.person.lips == "full":
-        pen.line(arc(xm - 2.4, bottom + lower * 0.6, xm, bottom + lower * 0.8, xm + 2.4, bottom + lower * 0.6),
-                 alpha(lighter(head.lip_color, 0.6), 0.8), 1.1)
+        pen.line(
+            arc(xm - 2.4, bottom + lower * 0.6, xm, bottom + lower * 0.8, xm + 2.4, bottom + lower * 0.6),
+            alpha(lighter(head.lip_color, 0.6), 0.8),
+            1.1,
+        )
     if head.person.beard in ("moustache", "full", "goatee"):
         big = 1.0 if head.person.beard == "moustache" else 0.72
         w, top = max(9.0, head.mouth * 1.1), min(head.nose_y + 2.2, ym - upper - 3)
         left, right = head.x(-w * (0.6 + 0.5 * big), 15), head.x(w * (0.6 + 0.5 * big), 15)
         low = ym - upper * 0.7
-        pen.fill(smooth([(xm, top + 0.8), (xm + (right - xm) * 0.5, top - 0.2), (right, low + 2.4 * big),
-                         (xm + (right - xm) * 0.45, low + 0.4),
-                         (xm, low - 0.8), (xm + (left - xm) * 0.45, low + 0.4), (left, low + 2.4 * big),
-                         (xm + (left - xm) * 0.5, top - 0.2)], 0.8), head.beard_color)
+        pen.fill(
+            smooth(
+                [
+                    (xm, top + 0.8),
+                    (xm + (right - xm) * 0.5, top - 0.2),
+                    (right, low + 2.4 * big),
+                    (xm + (right - xm) * 0.45, low + 0.4),
+                    (xm, low - 0.8),
+                    (xm + (left - xm) * 0.45, low + 0.4),
+                    (left, low + 2.4 * big),
+                    (xm + (left - xm) * 0.5, top - 0.2),
+                ],
+                0.8,
+            ),
+            head.beard_color,
+        )

@@ -35,12 +35,25 @@ def _people(pen: Pen, heads: list[Head], masks: bool) -> None:
         layer(head, 0, False, draw_body)
         layer(head, i + 1, True, draw_hair_side)
     for i, head in enumerate(heads):
-        layer(head, i + 1, True, draw_ears, draw_beard_tip, draw_face, draw_nose, draw_mouth, draw_eyes,
-              draw_hair_front, draw_glasses, draw_hat)
+        layer(
+            head,
+            i + 1,
+            True,
+            draw_ears,
+            draw_beard_tip,
+            draw_face,
+            draw_nose,
+            draw_mouth,
+            draw_eyes,
+            draw_hair_front,
+            draw_glasses,
+            draw_hat,
+        )
 
 
-def render(heads: list[Head], background: str, style: str, variation: list[float], width: int,
-           scale: int) -> np.ndarray:
+def render(
+    heads: list[Head], background: str, style: str, variation: list[float], width: int, scale: int
+) -> np.ndarray:
     """Draw a scene: (128 * scale, width * scale, 3) uint8."""
     pixels = np.empty((128 * scale, width * scale, 4), np.uint8)
     canvas = skia.Surface(pixels, skia.kRGBA_8888_ColorType).getCanvas()

@@ -9,8 +9,20 @@ PRESENTATIONS = ("woman", "man")
 SKINS = ("pale", "fair", "tan", "brown", "dark")
 FACE_SHAPES = ("oval", "round", "square", "long", "heart")
 HAIR_COLORS = ("black", "brown", "blond", "red", "grey", "white", "pink", "blue")
-HAIR_STYLES = ("bald", "buzz", "short", "spiky", "parted", "bob", "straight", "wavy", "afro", "bun", "ponytail",
-               "pigtails")
+HAIR_STYLES = (
+    "bald",
+    "buzz",
+    "short",
+    "spiky",
+    "parted",
+    "bob",
+    "straight",
+    "wavy",
+    "afro",
+    "bun",
+    "ponytail",
+    "pigtails",
+)
 EYE_COLORS = ("brown", "blue", "green", "amber", "grey", "violet")
 EYE_SHAPES = ("round", "almond", "narrow")
 BROWS = ("thin", "thick", "arched", "straight")
@@ -20,9 +32,18 @@ BEARDS = ("none", "stubble", "moustache", "goatee", "full")
 MOLES = ("none", "left cheek", "right cheek", "chin")
 
 IDENTITY = {
-    "presentation": PRESENTATIONS, "skin": SKINS, "face_shape": FACE_SHAPES, "hair_color": HAIR_COLORS,
-    "hair_style": HAIR_STYLES, "eye_color": EYE_COLORS, "eye_shape": EYE_SHAPES, "brows": BROWS, "nose": NOSES,
-    "lips": LIPS, "beard": BEARDS, "mole": MOLES,
+    "presentation": PRESENTATIONS,
+    "skin": SKINS,
+    "face_shape": FACE_SHAPES,
+    "hair_color": HAIR_COLORS,
+    "hair_style": HAIR_STYLES,
+    "eye_color": EYE_COLORS,
+    "eye_shape": EYE_SHAPES,
+    "brows": BROWS,
+    "nose": NOSES,
+    "lips": LIPS,
+    "beard": BEARDS,
+    "mole": MOLES,
 }
 
 # --- what a picture adds --------------------------------------------------------------------------------------
@@ -37,7 +58,12 @@ LIGHTS = ("front", "left", "right")
 AGES = ("young", "old")
 
 FACE_SCENE = {  # one value for each face of a scene
-    "expression": EXPRESSIONS, "glasses": GLASSES, "hat": HATS, "hat_color": COLORS, "clothes": CLOTHES,
-    "clothes_color": COLORS, "age": AGES,
+    "expression": EXPRESSIONS,
+    "glasses": GLASSES,
+    "hat": HATS,
+    "hat_color": COLORS,
+    "clothes": CLOTHES,
+    "clothes_color": COLORS,
+    "age": AGES,
 }
 SCENE = {"background": BACKGROUNDS, "style": STYLES, "light": LIGHTS}  # one value for the whole scene

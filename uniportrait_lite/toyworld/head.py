@@ -14,22 +14,40 @@ import skia
 from .pen import Color, darker, lighter, mix, rgb, smooth
 from .people import Person
 
-SKIN = {"pale": rgb(255, 229, 214), "fair": rgb(247, 202, 166), "tan": rgb(222, 164, 112), "brown": rgb(158, 102, 66),
-        "dark": rgb(98, 62, 46)}
-HAIR = {"black": rgb(36, 32, 40), "brown": rgb(108, 66, 40), "blond": rgb(240, 200, 98), "red": rgb(198, 82, 32),
-        "grey": rgb(146, 150, 158), "white": rgb(240, 238, 232), "pink": rgb(242, 122, 172),
-        "blue": rgb(70, 116, 222)}
+SKIN = {
+    "pale": rgb(255, 229, 214),
+    "fair": rgb(247, 202, 166),
+    "tan": rgb(222, 164, 112),
+    "brown": rgb(158, 102, 66),
+    "dark": rgb(98, 62, 46),
+}
+HAIR = {
+    "black": rgb(36, 32, 40),
+    "brown": rgb(108, 66, 40),
+    "blond": rgb(240, 200, 98),
+    "red": rgb(198, 82, 32),
+    "grey": rgb(146, 150, 158),
+    "white": rgb(240, 238, 232),
+    "pink": rgb(242, 122, 172),
+    "blue": rgb(70, 116, 222),
+}
 # temple, cheek, jaw and chin half-widths as shares of the head's; the chin's y; how square the chin is
-SHAPE = {"oval": (0.93, 1.0, 0.80, 0.38, 30.0), "round": (0.98, 1.09, 0.99, 0.58, 28.0),
-         "square": (1.0, 1.01, 0.95, 0.7, 29.5), "long": (0.86, 0.90, 0.79, 0.44, 34.0),
-         "heart": (1.08, 1.01, 0.64, 0.14, 31.5)}
+SHAPE = {
+    "oval": (0.93, 1.0, 0.80, 0.38, 30.0),
+    "round": (0.98, 1.09, 0.99, 0.58, 28.0),
+    "square": (1.0, 1.01, 0.95, 0.7, 29.5),
+    "long": (0.86, 0.90, 0.79, 0.44, 34.0),
+    "heart": (1.08, 1.01, 0.64, 0.14, 31.5),
+}
 # mouth: corner dy, middle dy, opening, width; brows: inner dy, outer dy; eyes: opening
-EXPRESSION = {"neutral": ((0.0, 0.5, 0.0, 1.0), (0.0, 0.0), 1.0),
-              "smile": ((-2.8, 1.0, 2.3, 1.18), (-0.6, -0.4), 0.9),
-              "laugh": ((-3.0, -0.6, 5.2, 1.15), (-1.8, -1.2), 0.5),
-              "sad": ((2.8, -1.6, 0.0, 0.88), (-2.8, 1.6), 0.82),
-              "angry": ((1.8, -0.8, 0.0, 0.95), (3.0, -2.0), 0.78),
-              "surprised": ((0.8, -2.2, 5.6, 0.56), (-3.8, -3.2), 1.28)}
+EXPRESSION = {
+    "neutral": ((0.0, 0.5, 0.0, 1.0), (0.0, 0.0), 1.0),
+    "smile": ((-2.8, 1.0, 2.3, 1.18), (-0.6, -0.4), 0.9),
+    "laugh": ((-3.0, -0.6, 5.2, 1.15), (-1.8, -1.2), 0.5),
+    "sad": ((2.8, -1.6, 0.0, 0.88), (-2.8, 1.6), 0.82),
+    "angry": ((1.8, -0.8, 0.0, 0.95), (3.0, -2.0), 0.78),
+    "surprised": ((0.8, -2.2, 5.6, 0.56), (-3.8, -3.2), 1.28),
+}
 EYE = {"round": (6.5, 6.3), "almond": (7.7, 5.0), "narrow": (7.8, 3.6)}
 NOSE_Y = {"small": 9.5, "long": 14.0, "wide": 11.0, "pointed": 12.0}
 
@@ -56,8 +74,9 @@ class Head:
         self.cheek = w * cheek
         self.jaw = w * (jaw + 0.06 * person.jaw)
         self.chin, self.bottom, self.temple = w * chin, bottom, w * temple
-        (self.corner, self.middle, self.open,
-         stretch), self.brow_shift, self.eye_open = EXPRESSION[values["expression"]]
+        (self.corner, self.middle, self.open, stretch), self.brow_shift, self.eye_open = EXPRESSION[
+            values["expression"]
+        ]
         size, room = 1 + 0.2 * person.eye_size, self.cheek / 22.6
         self.eye_x, self.eye_y = 11.1 * room + 1.4 * person.eye_spacing, 0.0
         self.eye_rx = min(EYE[person.eye_shape][0] * size * (0.5 + 0.5 * room), self.eye_x - 1.2)
@@ -80,9 +99,14 @@ class Head:
         return (1 - 0.05 * abs(self.turn)) if side * self.turn > 0 else 1.0
 
     def _outline(self) -> skia.Path:
-        half = [(self.temple * 0.55, -27.5), (self.temple * 0.93, -18.0), (self.cheek, -1.0),
-                (self.jaw, self.bottom - 14),
-                (self.chin + (self.jaw - self.chin) * 0.42, self.bottom - 4.2), (self.chin * 0.55, self.bottom - 0.5)]
+        half = [
+            (self.temple * 0.55, -27.5),
+            (self.temple * 0.93, -18.0),
+            (self.cheek, -1.0),
+            (self.jaw, self.bottom - 14),
+            (self.chin + (self.jaw - self.chin) * 0.42, self.bottom - 4.2),
+            (self.chin * 0.55, self.bottom - 0.5),
+        ]
         shift = 1.6 * self.turn
         right = [(x * self.edge(1) + shift * (y + 30) / 60, y) for x, y in half]
         left = [(-x * self.edge(-1) + shift * (y + 30) / 60, y) for x, y in reversed(half)]
@@ -156,5 +180,3 @@ class Head:
     def highlight(self) -> Color:
         """A light tint of the hair for strands."""
         return lighter(self.hair, 0.28 if self.person.hair_color == "black" else 0.34)
-
-

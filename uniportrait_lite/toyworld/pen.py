@@ -119,8 +119,12 @@ class Pen:
         self.soft = style in _SOFT and flat is None
         self._fill = skia.Paint(AntiAlias=flat is None)
         self._shaded = skia.Paint(AntiAlias=True)
-        self._line = skia.Paint(AntiAlias=flat is None, Style=skia.Paint.kStroke_Style,
-                                StrokeCap=skia.Paint.kRound_Cap, StrokeJoin=skia.Paint.kRound_Join)
+        self._line = skia.Paint(
+            AntiAlias=flat is None,
+            Style=skia.Paint.kStroke_Style,
+            StrokeCap=skia.Paint.kRound_Cap,
+            StrokeJoin=skia.Paint.kRound_Join,
+        )
 
     def fill(self, path: skia.Path, color: Color, ramp: tuple | None = None, outline: bool = True) -> None:
         """Fill a shape; `ramp` (x0, y0, x1, y1) shades it from lighter to darker where the style is soft."""

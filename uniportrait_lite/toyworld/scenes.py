@@ -21,7 +21,10 @@ HEIGHT = 128  # of every canvas; 64 * (people + 1) wide, so that faces keep thei
 MAX_PEOPLE = 5
 _SCENE_STREAM = 23
 _WEIGHTS = {  # by position in the tables of `factors`; the others are even
-    "expression": (22, 23, 14, 14, 13, 14), "glasses": (60, 14, 14, 12), "hat": (55, 9, 9, 9, 9, 9), "age": (85, 15),
+    "expression": (22, 23, 14, 14, 13, 14),
+    "glasses": (60, 14, 14, 12),
+    "hat": (55, 9, 9, 9, 9, 9),
+    "age": (85, 15),
     "style": (50, 10, 10, 10, 10, 10),
 }
 _MEN = {"clothes": (18, 18, 18, 18, 2, 18)}  # a man in a dress is drawn when asked for, and now and then
@@ -54,19 +57,29 @@ class Face:
 class Scene:
     """A drawn picture (`.image`, `.pixels`) and the truth about it (`.faces` left to right, `.caption`, ...)."""
 
-    def __init__(self, heads: list[Head], background: str, style: str, light: str, variation: list[float], seed: int,
-                 scale: int) -> None:
+    def __init__(
+        self, heads: list[Head], background: str, style: str, light: str, variation: list[float], seed: int, scale: int
+    ) -> None:
         self.background, self.style, self.light, self.seed, self.scale = background, style, light, seed, scale
         self._heads, self._width = heads, 64 * (len(heads) + 1)
         self.pixels = render(heads, background, style, variation, self._width, scale)
-        self.faces = [Face(head.person, tuple(v * scale for v in head.box()), head.landmarks() * np.float32(scale),
-                           head.values, self, i)
-                      for i, head in enumerate(heads)]
+        self.faces = [
+            Face(
+                head.person,
+                tuple(v * scale for v in head.box()),
+                head.landmarks() * np.float32(scale),
+                head.values,
+                self,
+                i,
+            )
+            for i, head in enumerate(heads)
+        ]
 
     @cached_property
     def image(self) -> Image.Image:
         """The picture, PIL RGB."""
         from PIL import Image
+
         return Image.fromarray(self.pixels)
 
     @cached_property
@@ -78,17 +91,26 @@ class Scene:
     def caption(self) -> str:
         """A sentence in plain English about the picture; the same for the same seed."""
         from .captions import caption
-        return caption([face.person for face in self.faces], [face.attributes for face in self.faces], self.background,
-                       self.style, self.light,
-                       seed=self.seed)
+
+        return caption(
+            [face.person for face in self.faces],
+            [face.attributes for face in self.faces],
+            self.background,
+            self.style,
+            self.light,
+            seed=self.seed,
+        )
 
     def __repr__(self) -> str:
         return f"Scene({len(self.faces)} people, {self.background}, {self.style}, seed={self.seed})"
 
 
 def _number(name: str, value: object, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer,
-                                                         np.floating)) or not low <= value <= high:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float, np.integer, np.floating))
+        or not low <= value <= high
+    ):
         raise ValueError(f"{name} is a number from {low:g} to {high:g}, not {value!r}")
     return float(value)
 
@@ -141,8 +163,10 @@ def group(people: Sequence[Person], seed: int = 0, *, scale: int = 1, **fixed) -
     for name in fixed:
         if name not in names:
             raise ValueError(f"there is no {name!r} to set; there are {', '.join(names)}, scale")
-    given = {name: _each(name, value, len(people)) if name not in SCENE else _checked(name, value) for name,
-             value in fixed.items()}
+    given = {
+        name: _each(name, value, len(people)) if name not in SCENE else _checked(name, value)
+        for name, value in fixed.items()
+    }
     u = iter(uniforms(seed, _SCENE_STREAM, 12 + 24 * len(people)))
     place = {name: pick(table, next(u), _WEIGHTS.get(name)) for name, table in SCENE.items()}
     place |= {name: given[name] for name in SCENE if name in given}
@@ -170,6 +194,14 @@ def portrait(person: Person, seed: int = 0, **fixed) -> Scene:
 def reference(person: Person, seed: int = 0) -> Scene:
     """A picture to know a person by: photo style, eyes and hair uncovered, a quiet expression, hardly turned."""
     u = uniforms(check_seed(seed), _SCENE_STREAM + 1, 8)
-    return portrait(person, seed, style="photo", hat="none", expression=pick(("neutral", "smile"), u[0]), age="young",
-                    glasses=pick(("none", "round", "square"), u[1],
-                                 (80, 10, 10)), turn=0.5 * u[2] - 0.25, tilt=8 * u[3] - 4)
+    return portrait(
+        person,
+        seed,
+        style="photo",
+        hat="none",
+        expression=pick(("neutral", "smile"), u[0]),
+        age="young",
+        glasses=pick(("none", "round", "square"), u[1], (80, 10, 10)),
+        turn=0.5 * u[2] - 0.25,
+        tilt=8 * u[3] - 4,
+    )
