@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import numbers
-import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +21,23 @@ from uniportrait_lite import checkpoints
 from uniportrait_lite.attention import IDAttention, IDConditions, add_lora, attach_id_attention, remove_lora
 from uniportrait_lite.backbone import IRResNet
 from uniportrait_lite.checkpoints import UniPortraitConfig
+from uniportrait_lite.checks import number, whole
 from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.features import FaceFeatures, IDFeatures, load_clip_vision
 from uniportrait_lite.id_embedding import IDEmbedding
 from uniportrait_lite.injection import Injection, below_compile
 
 LORA = "single_id"
+
+
+class _Once(functools.cached_property):
+    """A cached property that is computed once however many threads ask for it first: the others wait."""
+
+    def __get__(self, instance: UniPortrait | None, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        with instance._loading:
+            return super().__get__(instance, owner)
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class Identity:
         """Somewhere between two people, linear on their ID tokens: `amount` 0 is this one, 1 is the other."""
         if not isinstance(other, Identity):
             raise ConfigError(f"an identity mixes with another identity, not with {type(other).__name__}")
-        amount = _number("amount", amount, 0, 1)
+        amount = number("amount", amount, 0, 1)
         shares = [(1 - amount, part) for part in self.parts] + [(amount, part) for part in other.parts]
         return Identity(tuple((share * a, features) for share, (a, features) in shares), self.crops + other.crops)
 
@@ -69,6 +79,7 @@ class UniPortrait:
         self.id_embedding, self.id_attention = id_embedding, id_attention
         self.injection = Injection(self.unet, id_attention, LORA)
         self._encoders = encoders
+        self._loading = threading.RLock()
 
     @classmethod
     def attach(
@@ -118,7 +129,7 @@ class UniPortrait:
 
     # Identities
 
-    @functools.cached_property
+    @_Once
     def features(self) -> FaceFeatures:
         """The face backbone and the CLIP image tower, loaded at the first identity."""
         backbone = IRResNet.from_pretrained(self._encoders["backbone"])
@@ -151,7 +162,7 @@ class UniPortrait:
     def _encoder(self) -> FaceFeatures:
         return self.features.to(self.unet.device, self.unet.dtype)
 
-    @functools.cached_property
+    @_Once
     def _nobody(self) -> IDFeatures:
         return self._encoder().unconditional()
 
@@ -230,11 +241,11 @@ class UniPortrait:
         prompts = [prompt] if isinstance(prompt, str) else prompt
         if not isinstance(prompts, list | tuple) or not prompts or not all(isinstance(p, str) for p in prompts):
             raise ConfigError(f"a prompt is a text, or a list of texts, not {prompt!r}")
-        num_images = _whole("num_images", num_images, 1)
+        num_images = whole("num_images", num_images, 1)
         defaults = self.config.defaults
         arguments = {
-            "num_inference_steps": defaults.steps if steps is None else _whole("steps", steps, 1),
-            "guidance_scale": defaults.guidance if guidance is None else _number("guidance", guidance, 0),
+            "num_inference_steps": defaults.steps if steps is None else whole("steps", steps, 1),
+            "guidance_scale": defaults.guidance if guidance is None else number("guidance", guidance, 0),
             "num_images_per_prompt": num_images,
         }
         if negative_prompt is not None:
@@ -244,7 +255,7 @@ class UniPortrait:
         if seed is not None:
             if "generator" in pipe_arguments:
                 raise ConfigError("a seed and a generator both decide the noise: give one of them")
-            first = _whole("seed", seed, 0, 2**32 - 1)
+            first = whole("seed", seed, 0, 2**32 - 1)
             seeds = range(first, first + len(prompts) * num_images)
             arguments["generator"] = [torch.Generator("cpu").manual_seed(s) for s in seeds]
         for name in ("height", "width"):
@@ -261,11 +272,11 @@ class UniPortrait:
     # Checks
 
     def _scale(self, name: str, value: float | None) -> float:
-        return getattr(self.config.defaults, name) if value is None else _number(name, value, 0)
+        return getattr(self.config.defaults, name) if value is None else number(name, value, 0)
 
     def _check_size(self, name: str, value: int) -> None:
         multiple = max(8, self.pipe.vae_scale_factor)  # 8 is what diffusers asks for
-        if _whole(name, value, multiple) % multiple:
+        if whole(name, value, multiple) % multiple:
             near = round(value / multiple) * multiple
             raise ConfigError(f"{name} is a multiple of {multiple}, not {value}: take {near}")
 
@@ -283,19 +294,3 @@ def _unet(pipe: Any) -> UNet2DConditionModel:
     if not isinstance(unet.config.cross_attention_dim, int):
         raise ConfigError("this U-Net's levels read text of different widths: UniPortrait needs one width")
     return unet
-
-
-def _number(name: str, value: Any, lowest: float, highest: float = sys.float_info.max) -> float:
-    """A finite number within bounds, as float; `ConfigError` otherwise."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not lowest <= float(value) <= highest:
-        end = "" if highest == sys.float_info.max else f" to {highest}"
-        raise ConfigError(f"{name} is a number from {lowest}{end}, not {value!r}")
-    return float(value)
-
-
-def _whole(name: str, value: Any, lowest: int, highest: int = sys.maxsize) -> int:
-    """A whole number within bounds, as int; `ConfigError` otherwise."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not lowest <= value <= highest:
-        end = "" if highest == sys.maxsize else f" to {highest}"
-        raise ConfigError(f"{name} is a whole number from {lowest}{end}, not {value!r}")
-    return int(value)

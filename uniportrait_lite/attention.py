@@ -53,10 +53,7 @@ class IDConditions:
 
     def projected(self, id_attention: IDAttention) -> IDConditions:
         """The same with the keys and values of every layer computed: once a call in place of once a step."""
-        layers = {
-            layer.name: (layer.to_k_id(self.tokens), layer.to_v_id(self.tokens)) for layer in id_attention.values()
-        }
-        return replace(self, keys_values=layers)
+        return replace(self, keys_values={layer.name: layer.project(self.tokens) for layer in id_attention.values()})
 
     def rows(self, index: Tensor) -> IDConditions:
         """The conditions of the rows `index` (B',) of these, for instance each row repeated."""

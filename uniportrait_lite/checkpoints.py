@@ -5,25 +5,23 @@ Keys: `id_embedding.*`, `id_attention.{layer}.to_k_id|to_v_id.weight` and `lora.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
 
 from uniportrait_lite.attention import IDAttention, lora_parameters
 from uniportrait_lite.errors import ConfigError, WeightsError
 from uniportrait_lite.id_embedding import IDEmbeddingConfig
+from uniportrait_lite.quiet import no_progress_bars as no_progress_bars  # evaluation takes it from here
 
 CONFIG, MODEL = "config.json", "model.safetensors"
 
@@ -72,26 +70,6 @@ def _build(kind: type, values: Mapping):
         if plain in (bool, int, float, str) and type(value) not in ((int, float) if plain is float else (plain,)):
             raise ConfigError(f"{name} of {kind.__name__} is a {plain.__name__}, not {value!r}")
     return kind(**values)
-
-
-@contextlib.contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Imports and loads without progress bars, load reports and transformers' advice to install torchvision.
-
-    The tiny networks load in a second, a vision tower is meant to leave a CLIP's text tower unread, and nothing here
-    needs torchvision. Whoever loads in here checks for missing weights: the report would have told of them.
-    """
-    barred = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
-    verbosity = transformers_logging.get_verbosity()
-    for library in barred:
-        library.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        for library in barred:
-            library.enable_progress_bar()
 
 
 def weights(id_embedding: nn.Module, id_attention: IDAttention, unet: UNet2DConditionModel) -> dict[str, Tensor]:

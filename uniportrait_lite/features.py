@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
-from uniportrait_lite.checkpoints import no_progress_bars
 from uniportrait_lite.errors import WeightsError
+from uniportrait_lite.quiet import no_progress_bars
 
 # The normalisation that CLIP's image towers are trained with, from the CLIP release.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uniportrait_lite.errors import ConfigError, WeightsError
+from uniportrait_lite.folders import data_folder
 
 if TYPE_CHECKING:
     import torch
@@ -14,24 +13,6 @@ if TYPE_CHECKING:
     from uniportrait_lite.adapter import UniPortrait
 
 PROFILES = ("tiny", "sd15")
-
-
-def data_folder(profile: str = "tiny") -> Path:
-    """Where a profile's weights lie: under `UPL_DATA` if that is set, else the repository's `data`, else the package's.
-
-    Raises `WeightsError` if none of them holds it.
-    """
-    package = Path(__file__).resolve().parent
-    places = [package.parent / "data", package / "data"]
-    if os.environ.get("UPL_DATA"):
-        places = [Path(os.environ["UPL_DATA"]).expanduser()]
-    for place in places:
-        if (place / profile).is_dir():
-            return place / profile
-    raise WeightsError(
-        f"no {profile} weights in {' or '.join(str(place) for place in places)}: run from a clone of the repository, "
-        f"or set UPL_DATA to the folder that has {profile} in it"
-    )
 
 
 def load(
@@ -52,7 +33,7 @@ def load(
 
     import torch
 
-    from uniportrait_lite.checkpoints import no_progress_bars
+    from uniportrait_lite.quiet import no_progress_bars
 
     try:
         with no_progress_bars():

@@ -17,6 +17,7 @@ from uniportrait_lite.checkpoints import UniPortraitConfig
 from uniportrait_lite.errors import ConfigError, WeightsError
 from uniportrait_lite.features import FaceFeatures, load_clip_vision
 from uniportrait_lite.id_embedding import IDEmbedding, IDEmbeddingConfig
+from uniportrait_lite.quiet import no_progress_bars
 from uniportrait_lite.speed import fast_attention
 from uniportrait_lite.training.data import Batch, weights
 from uniportrait_lite.training.settings import SingleIDConfig
@@ -96,7 +97,7 @@ class Stack:
         self.pipeline = sd
         self.tokenizer = AutoTokenizer.from_pretrained(self.folders["tokenizer"])
         self.scheduler = DDPMScheduler.from_pretrained(self.folders["scheduler"])
-        with checkpoints.no_progress_bars():
+        with no_progress_bars():
             self.text_encoder = CLIPTextModel.from_pretrained(self.folders["text_encoder"], dtype=torch.float32)
             self.unet = UNet2DConditionModel.from_pretrained(self.folders["unet"], torch_dtype=torch.float32)
         backbone, clip = IRResNet.from_pretrained(self.folders["backbone"]), load_clip_vision(self.folders["clip"])
