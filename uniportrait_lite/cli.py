@@ -42,7 +42,8 @@ examples:
 """
 
 _COMPARE = f"""\
-The judge is a face recogniser that no other part of the project uses or was trained with. 1 is the same picture;
+The judge is a face recogniser that conditions nothing, and scores every portrait of the project: no network that draws
+was trained with it. 1 is the same picture, 0 is as alike as strangers;
 two pictures of the same person, and of two people, come out as data/README.md says.
 
 example:
@@ -86,9 +87,11 @@ protocols:
   identity   people whom no network was trained on: how alike portraits are to their references, how well prompts are
              followed, beside the ceiling (real pictures), the floor (other people) and the ablations
   stack      the networks below: judge, detector, autoencoder and text to image, beside the project's goals
+  speed      seconds to the first and to each further portrait, and memory, beside the project's goals
 
 examples:
   {PROGRAM} evaluate identity --profile tiny
+  {PROGRAM} evaluate speed
   {PROGRAM} evaluate identity --help
 """
 
@@ -189,14 +192,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _portrait(args: argparse.Namespace, rest: list[str]) -> None:
     _no_more(args, rest)
     import uniportrait_lite
-    from uniportrait_lite.pictures import save_picture
+    from uniportrait_lite.pictures import savable, save_picture
 
+    targets = [savable(target) for target in _targets(Path(args.out), args.num_images)]  # before minutes of drawing
     up = uniportrait_lite.load(args.profile)
     identity = up.identity(args.face, face=args.which)
     names = ("steps", "guidance", "id_scale", "structure_scale")
     knobs = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     out = up(args.prompt, [identity], seed=args.seed, num_images=args.num_images, **knobs)
-    for image, target in zip(out.images, _targets(Path(args.out), args.num_images), strict=True):
+    for image, target in zip(out.images, targets, strict=True):
         print(save_picture(image, target))
 
 
@@ -249,8 +253,14 @@ def _stack():
     return main
 
 
+def _speed():
+    from uniportrait_lite.evaluation.speed import main
+
+    return main
+
+
 _STAGES = {"single_id": _single_id}
-_PROTOCOLS = {"identity": _identity, "stack": _stack}
+_PROTOCOLS = {"identity": _identity, "stack": _stack, "speed": _speed}
 
 
 # --- what they are given ----------------------------------------------------------------------------------------------

@@ -1,9 +1,12 @@
 """Any picture in, 8-bit RGB out; and pictures written whole or not at all."""
 
+import contextlib
 import os
 import struct
+import tempfile
 import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -53,32 +56,51 @@ def read_picture(picture: Picture, max_side: int = MAX_SIDE) -> Image.Image:
         raise PictureError(f"{path} cannot be read ({error}): fetch or save it again, as PNG or JPEG") from error
 
 
+def savable(path: str | os.PathLike) -> Path:
+    """A path that a picture can be saved to, to be asked before long work; missing folders are made.
+
+    Raises PictureError for a name without a picture's suffix, and for places where nothing can be written.
+    """
+    path = Path(path).expanduser()
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise PictureError(f"cannot save as {path.name!r}: give a name that ends in .png, .jpg or .webp")
+    if os.path.isdir(path):
+        raise PictureError(f"{path} is a folder: give a file name in it, as {path / 'portrait.png'}")
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    return path
+
+
 def save_picture(image: Image.Image, path: str | os.PathLike) -> Path:
     """Writes the picture beside its place and moves it there, so that no half-written file is ever seen.
 
     The suffix gives the format; missing folders are made. Raises PictureError where that cannot be done.
     """
-    path = Path(path).expanduser()
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind not in Image.SAVE:
-        raise PictureError(f"cannot save as {path.name!r}: give a name that ends in .png, .jpg or .webp")
-    if os.path.isdir(path):
-        raise PictureError(f"{path} is a folder: give a file name in it, as {path / 'portrait.png'}")
+    path = savable(path)
+    kind = Image.registered_extensions()[path.suffix.lower()]
     if kind == "JPEG" and image.mode not in ("L", "RGB", "CMYK"):
         image = _over_white(image)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _writing(path):
         try:
             image.save(temporary, format=kind)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+    return path
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Puts what goes wrong in writing `path` in words."""
+    try:
+        yield
     except PermissionError as error:
         raise PictureError(f"no permission to write {path}: choose another folder with --out") from error
     except _BROKEN as error:
         raise PictureError(f"{path} cannot be written ({error}): choose another place or format") from error
-    return path
 
 
 def _upright_rgb(image: Image.Image, max_side: int, name: str) -> Image.Image:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from uniportrait_lite import checkpoints
 from uniportrait_lite.errors import ConfigError
+from uniportrait_lite.folders import data_folder, writable_folder
 from uniportrait_lite.loop import train
-from uniportrait_lite.profiles import data_folder
 from uniportrait_lite.toyworld.pretrain import data as world
 from uniportrait_lite.toyworld.pretrain.record import write_json
 from uniportrait_lite.training.batches import Batches
@@ -44,7 +44,7 @@ def build(config: SingleIDConfig, stack: Stack) -> SingleID:
 
 def keep_settings(config: SingleIDConfig, stack: Stack) -> None:
     """Writes RUN_FOLDER/settings.json; where a checkpoint was made with other settings, says so instead of going on."""
-    path = Path(config.run_folder) / "settings.json"
+    path = writable_folder(config.run_folder, "choose another with --run-folder") / "settings.json"
     now = {"settings": asdict(config), "frozen": stack.digests()}
     if path.exists() and (path.parent / "checkpoint.pt").exists():
         before = json.loads(path.read_text())
@@ -59,7 +59,6 @@ def keep_settings(config: SingleIDConfig, stack: Stack) -> None:
                 f"{config.run_folder} holds a training with other settings ({'; '.join(changed)}): give them back, or "
                 f"another --run-folder (and --start-from {config.run_folder}/weights to build on what it learned)"
             )
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, now)
 
 
@@ -72,10 +71,11 @@ def run(config: SingleIDConfig) -> list[dict]:
     stack = Stack(folder)
     if state.is_main_process:
         keep_settings(config, stack)
+        writable_folder(out, "choose another with --out")  # now, not after hours
+    cache = writable_folder(world.CACHE, "run this from a folder of yours")
     model = build(config, stack).to(state.device)
     stack.features.to(state.device)
-    world.CACHE.mkdir(parents=True, exist_ok=True)
-    with FileLock(world.CACHE / "single_id.lock"):  # one process draws and computes, the others read
+    with FileLock(cache / "single_id.lock"):  # one process draws and computes, the others read
         data, unseen = (
             PortraitData(name, count, stack.features, stack.tokenizer, stack.folders)
             for name, count in (("portraits", config.portraits), ("unseen", VALIDATION))
