@@ -12,12 +12,12 @@ from uniportrait_lite import checkpoints, cli
 from uniportrait_lite.adapter import UniPortrait
 from uniportrait_lite.checkpoints import CallDefaults
 from uniportrait_lite.errors import ConfigError, NoFaceError, WeightsError
-from uniportrait_lite.evaluation import face_similarity, metrics, report
+from uniportrait_lite.evaluation import face_similarity, metrics, report, speed
 from uniportrait_lite.evaluation import identity as protocol
 from uniportrait_lite.evaluation.portraits import Wish, decoded, pipeline, settings, with_identities, without_identity
-from uniportrait_lite.evaluation.rows import Row, draw, figures, find_rows, wishes
+from uniportrait_lite.evaluation.rows import Row, check_absent, draw, figures, find_rows, wishes
 from uniportrait_lite.evaluation.stack import stack_markdown
-from uniportrait_lite.evaluation.stack_parts import ASKED, PEOPLE, Figure, spoken
+from uniportrait_lite.evaluation.stack_parts import PEOPLE, Figure, spoken
 from uniportrait_lite.evaluation.subjects import UNSAID, Prompt, Subject, read_prompts, subjects
 from uniportrait_lite.evaluation.tables import contact_sheet, identity_markdown
 from uniportrait_lite.evaluation.witnesses import Seen, Witnesses
@@ -25,7 +25,9 @@ from uniportrait_lite.faces import DetectedFace
 from uniportrait_lite.profiles import data_folder
 from uniportrait_lite.toyworld import Person, captions, portrait, reference
 from uniportrait_lite.toyworld.pretrain.reader import CHOICES, AttributeReader
+from uniportrait_lite.toyworld.sentences import MAX_TOKENS
 from uniportrait_lite.toyworld.splits import HELD_OUT
+from uniportrait_lite.toyworld.wording import tokens
 
 PROMPTS = [
     Prompt("smile", "a portrait of a person, smiling", {"expression": "smile"}),
@@ -132,6 +134,15 @@ def test_rows_without_weights_are_listed_and_given_folders_must_hold_some(tmp_pa
         find_rows(["best"], {}, full, False)
 
 
+def test_only_ablations_that_nobody_named_may_be_absent():
+    absent = {"no_drop": "no weights in runs", "full": "no weights in data"}
+    check_absent({"no_drop": "no weights in runs"}, None)
+    with pytest.raises(WeightsError, match="row full is absent: no weights in data$"):
+        check_absent(absent, None)
+    with pytest.raises(WeightsError, match="row no_drop is absent: no weights in runs; row full"):
+        check_absent(absent, ["no_drop", "full"])
+
+
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory):
     return small_pipe(tmp_path_factory.mktemp("tokenizer"))
@@ -233,6 +244,7 @@ def test_the_report_has_a_line_for_each_row_absent_ones_too_and_json_holds_the_s
     base = Row("text_only", half.seen, half.images, 0.25)
     result = {
         "people": 2, "prompts": [vars(prompt) for prompt in PROMPTS], "seed": 0, "hardware": "a core",
+        "reference_size": [256, 256],
         "references_without_face": 1, "real_pairs": {"two references": {"same": 0.9, "different": 0.0, "auc": 1.0}},
         "rows": [figures(row, real, people, PROMPTS) for row in (real, base, half)],
         "absent": {"global": "no weights in runs"},
@@ -240,6 +252,7 @@ def test_the_report_has_a_line_for_each_row_absent_ones_too_and_json_holds_the_s
     text = identity_markdown(json.loads(json.dumps(result)))
     rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in text.splitlines() if line.startswith("| ")}
     assert "absent" in rows["global"][0] and "no weights in runs" in text and "a look, not a result" in text
+    assert "256 x 256" in text
     first = [line for line in text.splitlines() if line.startswith("| full")][0].split("|")
     assert [cell.strip() for cell in first[2:6]] == ["0.496", "-0.476", "0.969", "0.997"]
     assert first[7].strip() == "0.667" and first[8].strip() == "1.000" and first[-2].strip() == "0.50"
@@ -272,15 +285,17 @@ def test_prompts_of_scenes_name_what_is_there_to_be_seen_and_fit_the_text_encode
     said = set()
     for k in range(120):
         scene = portrait(Person.random(PEOPLE[k]), seed=k)
-        attributes = spoken(scene)
+        attributes = spoken(scene, k)
         face = scene.faces[0].attributes
+        assert attributes == spoken(scene, k) and len(attributes) > 5
         assert not {"none", "neutral", "young"} & set(attributes.values())
-        assert ("hat_color" in attributes) <= (face["hat"] not in ("none", "flower crown"))
+        assert ("hat_color" in attributes) <= (face["hat"] not in ("none", "flower crown") and "hat" in attributes)
         assert ("hair_style" in attributes) <= (face["hat"] in ("none", "flower crown"))
-        assert ("skin" in attributes) == (scene.style in ("photo", "comic", "watercolour"))
-        captions.prompt_for(attributes)  # raises where it does not fit
+        assert ("skin" in attributes) <= (scene.style in ("photo", "comic", "watercolour"))
+        assert ("eye_color" in attributes) <= (face["glasses"] != "sunglasses")
+        assert 25 < len(tokens(captions.prompt_for(attributes))) <= MAX_TOKENS
         said |= set(attributes)
-    assert said == set(ASKED)
+    assert said == set(CHOICES), "every factor that the reader can read"
 
 
 # --- witnesses ----------------------------------------------------------------------------------------------------
@@ -331,8 +346,15 @@ def test_subjects_are_held_out_people_in_different_scenes_and_repeat_with_the_se
         assert len({image.tobytes() for image in pictures}) == 5
         assert [image.tobytes() for image in b.real] == [image.tobytes() for image in a.real]
         assert c.reference.tobytes() != a.reference.tobytes() and c.person == a.person
+    larger = subjects(2, PROMPTS, witnesses, scale=2)
+    assert {s.reference.size for s in larger} == {s.second.size for s in larger} == {(256, 256)}
+    assert [s.real[0].tobytes() for s in larger] == [s.real[0].tobytes() for s in people[:2]]
+    small = np.asarray(larger[0].reference.reduce(2), float) - np.asarray(people[0].reference, float)
+    assert np.abs(small).mean() < 8, "the same scene"
     with pytest.raises(ConfigError, match="--people"):
         subjects(1, PROMPTS, witnesses)
+    with pytest.raises(ConfigError, match="--reference-scale"):
+        subjects(2, PROMPTS, witnesses, scale=0)
 
 
 def test_the_identity_protocol_runs_from_the_command_line(tmp_path, capsys):
@@ -350,6 +372,28 @@ def test_the_identity_protocol_runs_from_the_command_line(tmp_path, capsys):
     assert (out / "identity.md").read_text().strip() in capsys.readouterr().out
 
 
+def test_a_fresh_process_draws_and_tells_seconds_and_memory_beside_the_goals(tmp_path, capsys):
+    assert cli.main(["evaluate", "speed", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert found["first"] > max(found["seconds"]) >= found["further"] > 0 and len(found["seconds"]) == 5
+    assert found["memory"] is None or 0.1 < found["memory"] < 8
+    assert (tmp_path / "speed.md").read_text().strip() in capsys.readouterr().out
+
+
+def test_goals_of_speed_are_met_or_not_and_what_was_not_measured_is_neither():
+    found = {"first": 5.0, "further": 3.5, "memory": None, "hardware": "a core", "threads": 1}
+    rows = [[cell.strip() for cell in line.split("|")[2:-1]] for line in speed.speed_markdown(found).splitlines()[-3:]]
+    assert rows == [["5.00", "at most 6", "yes"], ["3.50", "at most 3", "no"], ["-", "at most 2", "-"]]
+
+
+def test_a_process_that_cannot_load_says_why(tmp_path, monkeypatch, capsys):
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.setenv("UPL_DATA", str(tmp_path))
+    crop(0).save(face := tmp_path / "face.png")
+    assert cli.main(["evaluate", "speed", "--face", str(face), "--out", str(tmp_path / "out")]) == 1
+    assert "model_index.json" in capsys.readouterr().err and not (tmp_path / "out" / "speed.json").exists()
+
+
 def test_an_evaluation_without_networks_says_which_are_missing(tmp_path, monkeypatch, capsys):
     (tmp_path / "tiny" / "face").mkdir(parents=True)
     (tmp_path / "prompts").mkdir()
@@ -357,7 +401,8 @@ def test_an_evaluation_without_networks_says_which_are_missing(tmp_path, monkeyp
     monkeypatch.setenv("UPL_DATA", str(tmp_path))
     assert cli.main(["evaluate", "identity", "--quick", "--out", str(tmp_path / "out")]) == 1
     assert "model_index.json" in capsys.readouterr().err
-    assert cli.main(["evaluate", "stack", "--quick", "--parts", "judge,vae", "--out", str(tmp_path / "out")]) == 0
+    assert cli.main(["evaluate", "stack", "--quick", "--parts", "judge,vae", "--out", str(tmp_path / "out")]) == 1
+    assert "judge could not be measured" in capsys.readouterr().err
     text = (tmp_path / "out" / "stack.md").read_text()
     assert "judge: not measured" in text and "vae: not measured" in text and "holds no autoencoder" in text
     assert cli.main(["evaluate", "stack", "--parts", "beauty"]) == 1

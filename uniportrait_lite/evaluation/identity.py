@@ -15,7 +15,7 @@ from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.evaluation import metrics
 from uniportrait_lite.evaluation.portraits import decoded, pipeline
 from uniportrait_lite.evaluation.report import check_folder
-from uniportrait_lite.evaluation.rows import ABLATIONS, ROWS, Row, draw, figures, find_rows, wishes
+from uniportrait_lite.evaluation.rows import ABLATIONS, ROWS, Row, check_absent, draw, figures, find_rows, wishes
 from uniportrait_lite.evaluation.subjects import Prompt, Subject, read_prompts, subjects
 from uniportrait_lite.evaluation.tables import contact_sheet, identity_markdown, publish
 from uniportrait_lite.evaluation.witnesses import Witnesses
@@ -35,7 +35,8 @@ identity.json and a contact sheet for each row into --out, and prints the tables
 Rows: text_only is the base model alone, without identity; global takes the face's one vector in place of spatial
 intrinsic features; no_structure has no structure branch; no_drop was trained without DropToken and DropPath; full is
 the profile's own. Ablations are read from {" or ".join(place.format("ROW") for place in ABLATIONS)}, as
-`train single_id` writes them; rows without weights are listed as absent.
+`train single_id` writes them; rows without weights are listed as absent. The exit code is 1 where full, or a row that
+--rows names, is absent.
 """
 _EPILOG = f"""\
 examples:
@@ -43,6 +44,7 @@ examples:
       {QUICK_PEOPLE} people, {QUICK_PROMPTS} prompts: a look, not a result
   python -m uniportrait_lite evaluate identity --rows full,text_only
   python -m uniportrait_lite evaluate identity --rows full --row longer=runs/longer/weights
+  python -m uniportrait_lite evaluate identity --rows full,text_only --reference-scale 2 --out outputs/references_256
   python -m uniportrait_lite evaluate identity --rows full --id-scale 0.8 --out outputs/id_scale_0.8
 """
 
@@ -58,13 +60,14 @@ def evaluate(
     knobs: dict[str, float | None] | None = None,
     defaults: CallDefaults | None = None,
     batch: int = 25,
+    reference_scale: int = 1,
 ) -> dict:
     """Runs the protocol with the networks of `folder` (a profile's); writes what is known after each row; returns it.
 
     `found` maps rows to their weights (None: the base model alone, with `defaults`), `absent` rows to why they are.
     """
     witnesses, pipe = Witnesses(folder), pipeline(folder / "sd")
-    people = subjects(count, prompts, witnesses, seed)
+    people = subjects(count, prompts, witnesses, seed, reference_scale)
     asked = wishes(people, prompts, seed)
     texts = [wish.prompt for wish in asked]
     pictures = [image for subject in people for image in subject.real]
@@ -75,6 +78,7 @@ def evaluate(
         "people": count,
         "prompts": [vars(prompt) for prompt in prompts],
         "seed": seed,
+        "reference_size": list(people[0].reference.size),
         "hardware": hardware(),
         "references_without_face": sum(subject.refused for subject in people),
         "real_pairs": real_pairs(people, witnesses),
@@ -113,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     folder = data_folder(args.profile)
     full = Path(args.weights) if args.weights else folder / "uniportrait"
-    found, absent = find_rows(args.rows.split(","), dict(args.row), full, bool(args.weights))
+    names = ROWS if args.rows is None else args.rows.split(",")
+    found, absent = find_rows(names, dict(args.row), full, bool(args.weights))
     prompts = read_prompts(args.prompts or folder.parent / "prompts" / "identity.json")
     count = QUICK_PEOPLE if args.quick else args.people
     prompts = prompts[:QUICK_PROMPTS] if args.quick else prompts
@@ -122,9 +127,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = check_folder(args.out)
     defaults = checkpoints.load(found["full"])[0].defaults if "full" in found else CallDefaults()
     knobs = {name: getattr(args, name) for name in KNOBS}
-    result = evaluate(folder, found, absent, prompts, out, count, args.seed, knobs, defaults, args.batch)
+    result = evaluate(
+        folder, found, absent, prompts, out, count, args.seed, knobs, defaults, args.batch, args.reference_scale
+    )
     print(identity_markdown(result))
     print(f"written to {out}: identity.md, identity.json, identity_ROW.png")
+    check_absent(absent, args.rows and args.rows.split(","))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -139,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--people", type=int, default=50, metavar="N", help="how many people (default: 50)")
     parser.add_argument("--prompts", metavar="FILE", help="JSON (default: data/prompts/identity.json)")
     parser.add_argument("--seed", type=int, default=0, help="of scenes and noise (default: 0)")
-    parser.add_argument("--rows", default=",".join(ROWS), metavar="A,B", help="which rows (default: %(default)s)")
+    parser.add_argument("--rows", metavar="A,B", help=f"which rows (default: {','.join(ROWS)})")
     parser.add_argument(
         "--row", action="append", default=[], type=_named, metavar="NAME=FOLDER", help="a row with weights of yours"
     )
@@ -148,6 +156,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--guidance", type=float, help="how strongly prompt and face are followed")
     parser.add_argument("--id-scale", type=float, help="how strongly the face is followed")
     parser.add_argument("--structure-scale", type=float, help="how much of the reference's structure comes along")
+    parser.add_argument(
+        "--reference-scale", type=int, default=1, metavar="N",
+        help="references of N x 128 pixels a side; those in data/faces are of 256 (default: 1)",
+    )  # fmt: skip
     parser.add_argument("--batch", type=int, default=25, metavar="N", help="pictures drawn at once (default: 25)")
     parser.add_argument("--out", default="outputs/evaluation", metavar="FOLDER", help="(default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_PEOPLE} people and {QUICK_PROMPTS} prompts")

@@ -69,6 +69,12 @@ def find_rows(
     return found, absent
 
 
+def check_absent(absent: dict[str, str], named: Sequence[str] | None) -> None:
+    """WeightsError for absent rows (with their reasons) that the user named, and for `full`: ablations are extras."""
+    if missed := [name for name in absent if name == "full" or name in (named or ())]:
+        raise WeightsError("; ".join(f"row {name} is absent: {absent[name]}" for name in missed))
+
+
 def wishes(people: Sequence[Subject], prompts: Sequence[Prompt], seed: int) -> list[Wish]:
     """What every row draws: each person with each prompt, the noise the same in all rows, and another in each picture.
 

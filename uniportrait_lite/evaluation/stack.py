@@ -20,9 +20,11 @@ Measures, on people and scenes that no network was trained on:
   judge      how well it tells people apart, over all variations, by insightface: detector, alignment, embedding
   detector   in how many scenes of one to three people every face is found, and how far its landmarks are off
   vae        the judge's similarity of decoded pictures to another scene of the person, as a share of the real pair's
-  text       how many of the attributes that a prompt names the reader finds in the picture made from it, beside what it
-             finds in real pictures; and whether pictures of two and three people show as many faces
-Writes stack.md, stack.json and contact sheets into --out, with the project's goal beside each figure.
+  text       prompts of full length, from all factors of a person and a scene: how many of these the reader finds in the
+             pictures made from them, beside how many it finds in real pictures of the same; and whether pictures of
+             two and three people show as many faces
+Writes stack.md, stack.json and contact sheets into --out, with the project's goal beside each figure. The exit code is
+1 where a part could not be measured.
 """
 _EPILOG = """\
 examples:
@@ -69,8 +71,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder, out = data_folder(args.profile), check_folder(args.out)
     knobs = settings(CallDefaults(), steps=args.steps, guidance=args.guidance)
     lab = Lab(folder, Witnesses(folder), out, args.seed, 0.1 if args.quick else 1.0, knobs, args.batch)
-    print(stack_markdown(*evaluate(lab, parts)))
+    figures, absent = evaluate(lab, parts)
+    print(stack_markdown(figures, absent))
     print(f"written to {out}: stack.md, stack.json, stack_*.png")
+    if absent:
+        raise WeightsError("; ".join(f"{part} could not be measured: {why}" for part, why in absent.items()))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,6 +14,7 @@ from uniportrait_lite.evaluation.witnesses import Witnesses
 from uniportrait_lite.faces import DetectedFace
 from uniportrait_lite.toyworld import Person, portrait, reference
 from uniportrait_lite.toyworld.factors import FACE_SCENE, SCENE
+from uniportrait_lite.toyworld.references import enlarged
 from uniportrait_lite.toyworld.splits import HELD_OUT
 
 # What captions leave unsaid is mostly so: a picture without a word on its style is a photo, without one on a hat bare.
@@ -69,8 +70,15 @@ class Subject:
     refused: int
 
 
-def subjects(count: int, prompts: Sequence[Prompt], witnesses: Witnesses, seed: int = 0) -> list[Subject]:
-    """The first `count` held-out people. Scenes have `seed` in theirs; no two people share one's poses and places."""
+def subjects(
+    count: int, prompts: Sequence[Prompt], witnesses: Witnesses, seed: int = 0, scale: int = 1
+) -> list[Subject]:
+    """The first `count` held-out people. Scenes have `seed` in theirs; no two people share one's poses and places.
+
+    References, and nothing else, are `scale` times as large as portraits.
+    """
+    if not 1 <= scale <= 8:
+        raise ConfigError(f"--reference-scale is a whole number from 1 to 8, not {scale}")
     if not 2 <= count <= 1000:
         raise ConfigError(f"--people is a number from 2 to 1000, not {count}")  # beyond, the seeds watch trainings
     found = []
@@ -78,12 +86,13 @@ def subjects(count: int, prompts: Sequence[Prompt], witnesses: Witnesses, seed: 
         person = Person.random(HELD_OUT[number])
         first = (seed * 1000 + number) * 1000
         for attempt in range(TRIES):
-            scene = reference(person, first + attempt)
+            scene = enlarged(reference(person, first + attempt), scale)
             if (face := witnesses.face(scene.image)) is not None:
                 break
         else:
             raise WeightsError(f"no face found on any of {TRIES} reference pictures: train the detector for longer")
         real = [portrait(person, first + 100 + k, **(UNSAID | p.attributes)).image for k, p in enumerate(prompts)]
-        second, other = reference(person, first + 50).image, portrait(person, first + 51).image
+        second = enlarged(reference(person, first + 50), scale).image
+        other = portrait(person, first + 51).image
         found.append(Subject(person, scene.image, face, real, second, other, attempt))
     return found

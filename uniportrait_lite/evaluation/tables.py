@@ -36,7 +36,8 @@ def identity_markdown(result: Mapping) -> str:
     base = next((row["followed"]["all"] for row in rows if row["name"] == BASE), None)
     lines = [
         f"# Identity: {result['people']} people, {len(result['prompts'])} prompts, seed {result['seed']}",
-        f"On {result['hardware']}.",
+        f"On {result['hardware']}. Each person's one reference has {' x '.join(map(str, result['reference_size']))} "
+        "pixels.",
     ]
     if result["people"] < ENOUGH:
         lines.append(f"Fewer than {ENOUGH} people: a look, not a result.")
@@ -80,7 +81,7 @@ def contact_sheet(row: Row, measured: Mapping, people: Sequence[Subject], prompt
     """The first people's references at the left, then their portraits by prompt, with the own similarities."""
     lines = []
     for number, subject in enumerate(people[:SHEET_PEOPLE]):
-        line = [(subject.reference, f"person {subject.person.seed}")]
+        line = [(subject.reference.resize(row.images[0].size), f"person {subject.person.seed}")]
         for k, similarity in enumerate(measured["similarities"][number]):
             place = number * len(prompts) + k
             line.append((row.images[place], f"{similarity:.2f}" if row.seen.found[place] else "no face found"))

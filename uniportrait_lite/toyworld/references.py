@@ -16,9 +16,13 @@ FIRST_SEED = 17  # with it nobody wears glasses on the first picture, and the pl
 
 def reference_scene(name: str, number: int) -> Scene:
     """Picture `number` (0 or 1) of one of `PEOPLE`: a reference scene at twice the size."""
-    person, seed = Person.random(PEOPLE[name]), PEOPLE[name] + FIRST_SEED + number
-    scene = reference(person, seed)
-    return portrait(person, seed, scale=SCALE, style=scene.style, **scene.faces[0].attributes)
+    return enlarged(reference(Person.random(PEOPLE[name]), PEOPLE[name] + FIRST_SEED + number), SCALE)
+
+
+def enlarged(scene: Scene, scale: int) -> Scene:
+    """The same portrait, drawn on `scale` times as many pixels a side."""
+    face, place = scene.faces[0], {"background": scene.background, "style": scene.style, "light": scene.light}
+    return portrait(face.person, scene.seed, scale=scale, **place, **face.attributes)
 
 
 def write_reference_faces(folder: str | Path) -> list[Path]:
