@@ -6,12 +6,13 @@ import sys
 import time
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from uniportrait_lite.toyworld import Person, group, portrait, reference
-from uniportrait_lite.toyworld.factors import BEARDS, FACE_SCENE, IDENTITY, SCENE
+from uniportrait_lite.toyworld.factors import FACE_SCENE, IDENTITY, SCENE
 from uniportrait_lite.toyworld.people import CONTINUOUS
 from uniportrait_lite.toyworld.splits import HELD_OUT, JUDGE, TRAIN
 
@@ -24,13 +25,17 @@ def changed(a, b) -> np.ndarray:
 
 
 def test_same_seed_gives_same_pixels_in_another_process():
-    code = ("import hashlib; from uniportrait_lite.toyworld import Person, group;"
-            "print(hashlib.sha256(group([Person.random(s) for s in (3, 4, 5)], seed=9).pixels.tobytes()).hexdigest())")
+    code = (
+        "import hashlib; from uniportrait_lite.toyworld import Person, group;"
+        "print(hashlib.sha256(group([Person.random(s) for s in (3, 4, 5)], seed=9).pixels.tobytes()).hexdigest())"
+    )
     here = hashlib.sha256(group([Person.random(s) for s in (3, 4, 5)], seed=9).pixels.tobytes()).hexdigest()
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert here == there
-    assert here == hashlib.sha256(np.asarray(group([Person.random(s) for s in (3, 4, 5)],
-                                                   seed=9).image).tobytes()).hexdigest()
+    assert (
+        here
+        == hashlib.sha256(np.asarray(group([Person.random(s) for s in (3, 4, 5)], seed=9).image).tobytes()).hexdigest()
+    )
 
 
 def test_seeds_and_people_change_the_picture():
@@ -50,12 +55,10 @@ def test_random_people_cover_every_value_and_only_men_have_beards():
 
 def test_each_person_keeps_a_look_that_a_scene_does_not_change():
     person = Person.random(7)
-    for seed in range(4):
-        face = portrait(person, seed).faces[0]
-        assert face.person == person
-    a, b = (portrait(person, 3, background=place, **{k: v for k,
-                                                     v in PLAIN.items() if k != "background"}) for place in ("studio",
-                                                                                                             "park"))
+    a, b = (
+        portrait(person, 3, background=place, **{k: v for k, v in PLAIN.items() if k != "background"})
+        for place in ("studio", "park")
+    )
     inner = a.faces[0].mask & b.faces[0].mask
     assert changed(a, b)[~inner].mean() > 0.5
     assert changed(a, b)[inner].mean() < 0.03
@@ -69,17 +72,19 @@ def test_fixed_values_are_honoured_and_visible(name):
     for scene, value in zip(scenes, table, strict=True):
         assert (scene.faces[0].attributes[name] if name in FACE_SCENE else getattr(scene, name)) == value
     for i, first in enumerate(scenes):
-        assert all(changed(first, other).sum() >= 4 for other in scenes[i + 1:]), name
+        assert all(changed(first, other).sum() >= 4 for other in scenes[i + 1 :]), name
 
 
 @pytest.mark.parametrize("name", [*IDENTITY, *CONTINUOUS, "freckles"])
 def test_every_identity_factor_is_visible(name):
     base = replace(Person.random(11), presentation="man", skin="fair", hair_style="short", hair_color="brown")
     values = IDENTITY.get(name, (False, True) if name == "freckles" else (-1.0, 1.0))
-    scenes = [portrait(replace(base, **{name: value}), 0, **PLAIN, turn=0, tilt=0, gaze=(0, 0),
-                       expression="neutral") for value in values]
+    scenes = [
+        portrait(replace(base, **{name: value}), 0, **PLAIN, turn=0, tilt=0, gaze=(0, 0), expression="neutral")
+        for value in values
+    ]
     for i, first in enumerate(scenes):
-        assert all(changed(first, other).sum() >= 4 for other in scenes[i + 1:]), name
+        assert all(changed(first, other).sum() >= 4 for other in scenes[i + 1 :]), name
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -123,7 +128,7 @@ def test_boxes_hold_the_face_and_masks_cover_it():
         assert marks[:2, 1].max() < marks[2, 1] < marks[3:, 1].max()
         assert face.mask.shape == (128, 128) and face.mask.dtype == bool
         assert all(face.mask[int(y), int(x)] for x, y in marks)
-        assert face.mask[int(y0):int(y1), int(x0):int(x1)].mean() > 0.7
+        assert face.mask[int(y0) : int(y1), int(x0) : int(x1)].mean() > 0.7
         assert face.mask.mean() < 0.6
 
 
@@ -150,13 +155,21 @@ def test_scale_draws_the_same_scene_larger():
 
 
 def test_lists_fix_one_value_for_each_face():
-    scene = group([Person.random(1), Person.random(2)], seed=0, hat=["cap", "none"], gaze=[(0, 0), (1, -1)],
-                  turn=(-0.5, 0.5), style="comic")
+    scene = group(
+        [Person.random(1), Person.random(2)],
+        seed=0,
+        hat=["cap", "none"],
+        gaze=[(0, 0), (1, -1)],
+        turn=(-0.5, 0.5),
+        style="comic",
+    )
     first, second = (face.attributes for face in scene.faces)
     assert (first["hat"], second["hat"]) == ("cap", "none") and (first["turn"], second["turn"]) == (-0.5, 0.5)
     assert second["gaze"] == (1, -1) and scene.style == "comic"
-    assert all(face.attributes["gaze"] == (0.5, 0.5) for face in group([Person.random(1), Person.random(2)],
-                                                                       gaze=(0.5, 0.5)).faces)
+    assert all(
+        face.attributes["gaze"] == (0.5, 0.5)
+        for face in group([Person.random(1), Person.random(2)], gaze=(0.5, 0.5)).faces
+    )
 
 
 def test_references_show_the_face_plainly():
@@ -171,40 +184,54 @@ def test_styles_that_hide_colour_and_styles_that_keep_it():
     person = replace(Person.random(3), hair_color="red", hair_style="afro")
     spread = {style: portrait(person, 1, **{**PLAIN, "style": style}).pixels for style in SCENE["style"]}
     assert np.ptp(spread["noir"].astype(int), axis=-1).max() == 0
-    assert all(np.ptp(spread[style].astype(int), axis=-1).max() > 50 for style in ("photo", "comic", "sketch",
-                                                                                   "watercolour"))
+    assert all(
+        np.ptp(spread[style].astype(int), axis=-1).max() > 50 for style in ("photo", "comic", "sketch", "watercolour")
+    )
 
 
-@pytest.mark.parametrize("call, word", [
-    (lambda p: portrait(p, expression="furious"), "surprised"),
-    (lambda p: portrait(p, headwear="cap"), "hat_color"),
-    (lambda p: portrait(p, turn=2), "turn"),
-    (lambda p: portrait(p, tilt="left"), "tilt"),
-    (lambda p: portrait(p, gaze=(0, 0, 0)), "gaze"),
-    (lambda p: portrait(p, seed=1.5), "seed"),
-    (lambda p: portrait(p, seed=-1), "seed"),
-    (lambda p: portrait(p, scale=0), "scale"),
-    (lambda p: group([]), "1 to 5"),
-    (lambda p: group([p] * 6), "1 to 5"),
-    (lambda p: group([p, p], hat=["cap"]), "2 people"),
-    (lambda p: Person.random("ann"), "seed"),
-    (lambda p: Person.random(True), "seed"),
-    (lambda p: replace(p, nose="snub"), "pointed"),
-    (lambda p: replace(p, jaw=3), "jaw"),
-])
+@pytest.mark.parametrize(
+    "call, word",
+    [
+        (lambda p: portrait(p, expression="furious"), "surprised"),
+        (lambda p: portrait(p, headwear="cap"), "hat_color"),
+        (lambda p: portrait(p, turn=2), "turn"),
+        (lambda p: portrait(p, tilt="left"), "tilt"),
+        (lambda p: portrait(p, gaze=(0, 0, 0)), "gaze"),
+        (lambda p: portrait(p, seed=1.5), "seed"),
+        (lambda p: portrait(p, seed=-1), "seed"),
+        (lambda p: portrait(p, scale=0), "scale"),
+        (lambda p: group([]), "1 to 5"),
+        (lambda p: group([p] * 6), "1 to 5"),
+        (lambda p: group([p, p], hat=["cap"]), "2 people"),
+        (lambda p: Person.random("ann"), "seed"),
+        (lambda p: Person.random(True), "seed"),
+        (lambda p: replace(p, nose="snub"), "pointed"),
+        (lambda p: replace(p, jaw=3), "jaw"),
+    ],
+)
 def test_wrong_values_are_refused_with_the_choices(call, word):
     with pytest.raises(ValueError, match=word):
         call(Person.random(0))
 
 
-def test_beards_keep_to_their_choices_and_splits_apart():
-    assert set(BEARDS) > {Person.random(s).beard for s in range(3)} - {"none"}
+def test_splits_share_nobody():
     ranges = [set(r) for r in (TRAIN, JUDGE, HELD_OUT)]
     assert not (ranges[0] & ranges[1] or ranges[0] & ranges[2] or ranges[1] & ranges[2])
 
 
+def test_pictures_are_those_that_the_networks_were_trained_on():
+    """Coarse: cells of 16 x 16, as other compilers round otherwise; a skia that draws otherwise is noticed."""
+    scenes = [portrait(Person.random(s), seed=s) for s in (1, 2, 3)] + [group([Person.random(4), Person.random(5)], 6)]
+    expected = np.load(Path(__file__).parent / "data" / "scenes_16x16.npy")
+    for scene, cells in zip(scenes, expected, strict=True):
+        height, width = scene.pixels.shape[:2]
+        means = scene.pixels.reshape(16, height // 16, 16, width // 16, 3).mean((1, 3))
+        assert np.abs(means - cells).max() <= 2
+
+
 def test_drawing_is_fast():
+    """Loosely, as other work slows a machine down: what fails here is drawing that became several times slower."""
     start = time.process_time()
     for seed in range(60):
         portrait(Person.random(seed), seed)
-    assert 60 / (time.process_time() - start) > 100
+    assert 60 / (time.process_time() - start) > 40
