@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -39,13 +38,19 @@ CHUNK = 20  # scenes: five people in four portraits each
 
 # What a process of its own runs: the command, on a world of that size.
 SCRIPT = f"""
-import os, pathlib, sys, torch
+import os, pathlib, signal, sys, torch
 torch.set_num_threads(1)
 from uniportrait_lite.toyworld.pretrain import data, latents
 data.CACHE = latents.CACHE = pathlib.Path(os.environ["CACHE"])
 data.CHUNK = latents.CHUNK = {CHUNK}
 data.SETS |= {{name: data.SceneSet(name, range(k, k + 5)) for name, k in (("portraits", 0), ("unseen", 2_000_000))}}
-from uniportrait_lite.training import single_id
+from uniportrait_lite.training import batches, single_id
+draw = batches.Batches.__call__
+def killed_at_its_step(self, step, generator):
+    if str(step) == os.environ.get("KILLED_AT"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return draw(self, step, generator)
+batches.Batches.__call__ = killed_at_its_step
 single_id.main(sys.argv[1:])
 """
 
@@ -403,19 +408,22 @@ def test_missing_frozen_weights_are_named(place, stack, monkeypatch):
         single_id.main(QUICK)
 
 
+@pytest.mark.parametrize("setting", ["--run-folder", "--out"])
+def test_a_folder_that_cannot_be_written_is_said_before_training(place, setting):
+    (place / "file").write_text("in the way")
+    with pytest.raises(ConfigError, match=f"cannot write in file.*choose another with {setting}"):
+        single_id.main([*QUICK, "--run-folder", "run", setting, "file/run"])
+    assert not (place / "run" / "log.jsonl").exists()
+
+
 def test_a_run_killed_and_started_again_has_the_weights_of_one_that_was_not(place, stack):
     """Bit for bit, as all that is random in a step is drawn from the step's number."""
     flags = [*QUICK, "--steps", "24", "--log-every", "1", "--warmup", "3"]
     single_id.main([*flags, "--run-folder", "whole"])
     command = [sys.executable, "-c", SCRIPT, *flags, "--run-folder", "killed", "--checkpoint-every", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment(stack))
-    log = place / "killed" / "log.jsonl"
-    while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= 5):
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    halfway = torch.load(place / "killed" / "checkpoint.pt", weights_only=True)
-    assert 1 <= halfway["step"] < 24
+    killed = subprocess.run(command, capture_output=True, text=True, env=environment(stack) | {"KILLED_AT": "9"})
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert torch.load(place / "killed" / "checkpoint.pt", weights_only=True)["step"] == 9
     single_id.main([*flags, "--run-folder", "killed"])
     whole, resumed = (torch.load(place / run / "checkpoint.pt", weights_only=True) for run in ("whole", "killed"))
     assert resumed["step"] == 24
