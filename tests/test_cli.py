@@ -111,6 +111,17 @@ def test_recipes_list_their_settings(capsys):
     assert all(f"--{name.replace('_', '-')} {value}\n" in listed for name, value in flags.defaults("vae").items())
 
 
+@pytest.mark.parametrize(
+    ("out", "says"), [("file/a.png", "cannot be written"), ("a.xyz", "ends in .png"), (".", "ends in .png")]
+)
+def test_a_portrait_that_could_not_be_saved_is_not_drawn(out, says, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UPL_DATA", str(tmp_path / "none"))  # with what was to be drawn this would be the error
+    assert cli.main(["portrait", "--face", "a.png", "--prompt", "a woman", "--out", out]) == 1
+    assert says in capsys.readouterr().err
+
+
 def test_several_pictures_get_numbers():
     assert cli._targets(Path("a/b.png"), 1) == [Path("a/b.png")]
     assert cli._targets(Path("a/b.png"), 2) == [Path("a/b_1.png"), Path("a/b_2.png")]
