@@ -8,7 +8,7 @@ import pytest
 import torch
 from insightface.app import FaceAnalysis
 from insightface.model_zoo.arcface_onnx import ArcFaceONNX
-from insightface.utils.face_align import arcface_dst
+from insightface.utils.face_align import arcface_dst, norm_crop
 
 from uniportrait_lite.backbone import IRResNet, verification
 from uniportrait_lite.errors import ConfigError, WeightsError
@@ -46,6 +46,19 @@ def test_alignment_is_the_least_squares_similarity_to_insightfaces_template():
             system = np.concatenate([columns, np.tile(np.eye(2), (5, 1))], 1)
             found = np.linalg.lstsq(system, target.reshape(10), rcond=None)[0]
             np.testing.assert_allclose([a, -b], found[:2], atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*estimate:FutureWarning")  # insightface calls scikit-image by an old name
+@pytest.mark.parametrize("side", [112, 224])
+def test_crops_are_those_of_insightface(side):
+    """But for a rounding of coordinates here and there: training sees what `FaceDetector` will give."""
+    for seed in range(4):
+        scene = group([Person.random(seed), Person.random(seed + 50)], seed=seed)
+        for face in scene.faces:
+            ours = recognition.crop(scene.pixels[None], face.landmarks[None], side)[0].astype(int)
+            theirs = norm_crop(scene.pixels, face.landmarks, side).astype(int)
+            assert ours.shape == theirs.shape and np.ptp(theirs) > 100
+            assert (ours != theirs).any(-1).mean() < 0.02 and np.abs(ours - theirs).max() <= 8
 
 
 def test_crops_bring_the_eyes_and_mouth_of_any_scene_to_the_template():
