@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -23,7 +24,8 @@ from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from uniportrait_lite import ConfigError, UniPortrait, WeightsError, profiles
+from uniportrait_lite import ConfigError, UniPortrait, WeightsError, adapter, profiles
+from uniportrait_lite.features import load_clip_vision
 
 PROMPT = "a woman in a park"
 
@@ -185,6 +187,32 @@ def test_several_references_are_one_identity(up):
             torch.cat([f.intrinsic for f in features], 1), torch.cat([f.structure for f in features], 1), 0.5
         )
     torch.testing.assert_close(up.tokens(both), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_threads_that_ask_at_once_load_the_encoders_once(pipe, folder, monkeypatch):
+    loaded, start = [], threading.Barrier(3)
+
+    def load(path):
+        loaded.append(path)
+        time.sleep(0.1)  # long enough for the others to come
+        return load_clip_vision(path)
+
+    monkeypatch.setattr(adapter, "load_clip_vision", load)
+    up = UniPortrait.attach(pipe, folder / "uniportrait")
+    found = []
+
+    def ask():
+        start.wait()
+        found.append((up.features, up._nobody))
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    up.detach()
+    assert len(loaded) == 1
+    assert all(features is found[0][0] and nobody is found[0][1] for features, nobody in found) and len(found) == 3
 
 
 def test_an_identity_of_other_encoders_and_things_that_are_no_identity_are_errors(up, tmp_path):
