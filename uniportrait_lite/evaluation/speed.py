@@ -89,7 +89,7 @@ def speed_markdown(found: dict) -> str:
         for key, name in names.items()
     ]
     table = markdown(("", "measured", "goal on two cores", "met"), rows)
-    return f"# Speed\n\nOn {found['hardware']}, with {found['threads']} threads.\n\n{table}\n"
+    return f"# Speed\n\nOn {found['hardware']}, torch on {found['threads']} of them.\n\n{table}\n"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
