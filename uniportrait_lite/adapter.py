@@ -31,7 +31,7 @@ LORA = "single_id"
 
 
 class _Once(functools.cached_property):
-    """A cached property for several threads: one computes it, the others wait. From Python 3.12 on its own has no lock."""
+    """A cached property that one thread computes while others wait: from Python 3.12 on the library's has no lock."""
 
     def __get__(self, instance: UniPortrait | None, owner: type | None = None) -> Any:
         if instance is None:
