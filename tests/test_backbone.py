@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from uniportrait_lite.backbone import (
-    STAGE_SIZES,
     CurricularFace,
     IRConfig,
     IRResNet,
@@ -32,7 +31,9 @@ def test_stages_come_out_at_56_28_14_and_7_at_both_scales(config):
         network = IRResNet(config).eval()
         maps = network.features(torch.zeros(2, 3, 112, 112))
         embedding = network(torch.zeros(2, 3, 112, 112))
-    assert [tuple(m.shape) for m in maps] == [(2, c, s, s) for c, s in zip(config.channels, STAGE_SIZES, strict=True)]
+    assert [tuple(m.shape) for m in maps] == [
+        (2, c, s, s) for c, s in zip(config.channels, (56, 28, 14, 7), strict=True)
+    ]
     assert embedding.shape == (2, config.embedding)
 
 

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 
 from uniportrait_lite.errors import ConfigError, WeightsError
 
-STAGE_SIZES = (56, 28, 14, 7)  # height and width of the four stages' maps, whatever the channels
-
 
 @dataclass(frozen=True)
 class IRConfig:
