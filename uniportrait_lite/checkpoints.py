@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from uniportrait_lite.attention import IDAttention, lora_parameters
 from uniportrait_lite.errors import ConfigError, WeightsError
 from uniportrait_lite.id_embedding import IDEmbeddingConfig
-from uniportrait_lite.quiet import no_progress_bars as no_progress_bars  # evaluation takes it from here
 
 CONFIG, MODEL = "config.json", "model.safetensors"
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from uniportrait_lite.adapter import UniPortrait
 from uniportrait_lite.attention import IDConditions
-from uniportrait_lite.checkpoints import CallDefaults, no_progress_bars
+from uniportrait_lite.checkpoints import CallDefaults
 from uniportrait_lite.errors import ConfigError, WeightsError
+from uniportrait_lite.quiet import no_progress_bars
 
 
 @dataclass(frozen=True)

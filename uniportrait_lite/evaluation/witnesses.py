@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from uniportrait_lite.checkpoints import no_progress_bars
 from uniportrait_lite.errors import WeightsError
 from uniportrait_lite.faces import DetectedFace, FaceDetector, detector_of, largest
+from uniportrait_lite.quiet import no_progress_bars
 from uniportrait_lite.toyworld.pretrain.clip import clip_pixels, tokenise
 from uniportrait_lite.toyworld.pretrain.reader import AttributeReader
 from uniportrait_lite.toyworld.pretrain.recognition import crop
