@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import torch
 
-from uniportrait_lite.toyworld.pretrain.record import hardware
+from uniportrait_lite.toyworld.pretrain.record import command, hardware
 from uniportrait_lite.training.batches import Batches
 from uniportrait_lite.training.data import Batch
 from uniportrait_lite.training.network import SingleID
@@ -88,7 +88,7 @@ def recipe(config: SingleIDConfig, history: list[dict]) -> dict:
     steps, seconds = (metrics.pop(name, 0) for name in ("step", "seconds"))
     measured = [line for line in history if "unseen_face" in line]
     return {
-        "recipe": "python -m uniportrait_lite train single_id",
+        "recipe": command("single_id", config, "train"),
         "config": asdict(config),
         "steps": steps,
         "seconds": seconds,

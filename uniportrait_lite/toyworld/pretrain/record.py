@@ -67,13 +67,13 @@ def file_digest(*paths: str | Path) -> str:
     return digest.hexdigest()[:8]
 
 
-def command(name: str, config) -> str:
-    """The command line that runs the recipe `name` with the settings `config` where they are not its own."""
-    words = [f"python -m uniportrait_lite pretrain {name}"]
+def command(name: str, config, verb: str = "pretrain") -> str:
+    """The command line that runs the recipe or stage `name` with the settings `config` where they are not its own."""
+    words = [f"python -m uniportrait_lite {verb} {name}"]
     for field in fields(config):
         value = getattr(config, field.name)
-        if value != field.default and field.name not in ("out", "folder"):
-            words.append(f"--{field.name.replace('_', '-')} {str(value).lower() if value is None else value}")
+        if value != field.default and field.name not in ("out", "folder", "run_folder"):
+            words.append(f"--{field.name.replace('_', '-')} {str(value).lower()}")
     return " ".join(words)
 
 

@@ -35,7 +35,7 @@ def main(argv=None) -> None:
     lines = ["| command | steps | seconds | on | measured |", "| --- | --- | --- | --- | --- |"]
     for path in sorted(folder.rglob("*.recipe.json")):
         report = json.loads(path.read_text())
-        metrics = ", ".join(f"{name} {value}" for name, value in flat(report["metrics"]).items())
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in flat(report["metrics"]).items())
         cells = (
             f"`{report['recipe']}`",
             f"{report['steps']:,}",
