@@ -38,11 +38,13 @@ class DetectedFace:
 class FaceDetector:
     """insightface's `FaceAnalysis` on a folder of ONNX files, or on one of its packages by name ("buffalo_l").
 
-    `embed` also loads the recognition model. Raises WeightsError if the folder holds no detector that can be read.
+    `threshold` is the least score of a face: of 123 found in 60 drawn scenes the true ones scored 0.96 and more, second
+    boxes on a face up to 0.76. `embed` also loads the recognition model.
+    Raises WeightsError if the folder holds no detector that can be read.
     """
 
     def __init__(
-        self, folder: str | os.PathLike, det_size: int = DET_SIZE, threshold: float = 0.5, embed: bool = False
+        self, folder: str | os.PathLike, det_size: int = DET_SIZE, threshold: float = 0.7, embed: bool = False
     ):
         if det_size % 32 or det_size < 32:
             raise ConfigError(f"det_size={det_size} must be a multiple of 32, as 256")
