@@ -7,7 +7,7 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from uniportrait_lite import checkpoints
-from uniportrait_lite.attention import add_lora, attach_id_attention
+from uniportrait_lite.attention import SEVERAL, add_lora, add_routers, attach_id_attention
 from uniportrait_lite.backbone import IRConfig, IRResNet
 from uniportrait_lite.checkpoints import CallDefaults, UniPortraitConfig
 from uniportrait_lite.id_embedding import IDEmbedding, IDEmbeddingConfig
@@ -90,8 +90,11 @@ def small_backbone() -> IRResNet:
     return IRResNet(BACKBONE).eval()
 
 
-def write_weights(folder, intrinsic: str = "spatial", seed: int = 3):
-    """A checkpoint for `small_unet` in `folder/uniportrait`, with its encoders beside it; its LoRA has an effect."""
+def write_weights(folder, intrinsic: str = "spatial", seed: int = 3, several: bool = False):
+    """A checkpoint for `small_unet` in `folder/uniportrait`, with its encoders beside it; its LoRA has an effect.
+
+    With `several` those of the multi-ID stage as well: routers, and a LoRA of other weights.
+    """
     small_backbone().save(folder / "recogniser")
     small_clip_vision().save_pretrained(folder / "clip")
     unet = small_unet()
@@ -109,7 +112,15 @@ def write_weights(folder, intrinsic: str = "spatial", seed: int = 3):
     for name, tensor in tensors.items():
         if name.endswith(".up") or name.startswith("id_attention"):
             torch.nn.init.normal_(tensor, std=0.3)
-    return checkpoints.save(folder / "uniportrait", config, tensors)
+    place = checkpoints.save(folder / "uniportrait", config, tensors)
+    if several:
+        add_lora(unet, config.lora_rank, SEVERAL)
+        add_routers(id_attention)
+        tensors = checkpoints.multi_weights(id_attention, unet)
+        for tensor in tensors.values():
+            torch.nn.init.normal_(tensor, std=0.3)
+        checkpoints.save_multi(place, tensors)
+    return place
 
 
 def crop(seed: int) -> Image.Image:

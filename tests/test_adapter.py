@@ -230,7 +230,7 @@ def test_an_identity_of_other_encoders_and_things_that_are_no_identity_are_error
         up.identity_of_crops([crop(1).resize((112, 112))])
 
 
-def test_two_identities_are_refused_until_there_is_routing(up, ann, bob):
+def test_two_identities_are_refused_where_there_are_no_routers(up, ann, bob):
     with pytest.raises(ConfigError, match="ID routing"):
         picture(up, ann, bob)
 

@@ -18,6 +18,7 @@ from uniportrait_lite.attention import (
     use_lora,
 )
 from uniportrait_lite.errors import ConfigError
+from uniportrait_lite.id_routing import Routing
 
 G = torch.Generator().manual_seed(0)
 LATENTS, TEXT = torch.randn(3, 4, 16, 16, generator=G), torch.randn(3, 7, WIDTH, generator=G)
@@ -125,9 +126,13 @@ def test_rows_repeat_conditions_and_one_row_serves_a_batch():
     assert torch.equal(run(unet, shared), run(unet, repeated))
 
 
-def test_several_identities_are_an_error_that_names_routing():
-    with pytest.raises(ConfigError, match="ID routing"):
-        IDConditions(torch.randn(1, 2, 16, WIDTH))
+def test_several_identities_need_to_be_told_who_is_where():
+    unet = small_unet()
+    attach_id_attention(unet)
+    with pytest.raises(ConfigError, match="need a Routing"):
+        run(unet, IDConditions(torch.randn(1, 2, 16, WIDTH)))
+    with pytest.raises(ConfigError, match="routers of the multi-ID stage"):
+        run(unet, IDConditions(torch.randn(1, 2, 16, WIDTH), routing=Routing((16, 16))))
 
 
 @torch.no_grad()

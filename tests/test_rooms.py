@@ -13,8 +13,12 @@ PACKAGE = Path(uniportrait_lite.__file__).parent
 LEAVES = ("errors", "checks", "folders", "muon", "pictures", "quiet", "speed", "loop")
 METHOD = (
     "backbone",
-    "attention",
     "id_embedding",
+    "id_routing",
+    "regions",
+    "assignment",
+    "distinct",
+    "attention",
     "faces",
     "features",
     "checkpoints",

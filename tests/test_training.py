@@ -1,4 +1,4 @@
-"""The single-ID stage, on a random stack of toy size: what it learns from, what it trains, how it resumes."""
+"""Both stages, on a random stack of toy size: what they learn from, what they train, how they resume."""
 
 import json
 import os
@@ -26,11 +26,11 @@ from uniportrait_lite.toyworld.pretrain import data as world
 from uniportrait_lite.toyworld.pretrain import latents as world_latents
 from uniportrait_lite.toyworld.pretrain.unet import scheduler
 from uniportrait_lite.toyworld.tokenizer import build_tokenizer
-from uniportrait_lite.training import network, samples, single_id
-from uniportrait_lite.training.batches import Batches
+from uniportrait_lite.training import multi_id, network, samples, single_id
+from uniportrait_lite.training.batches import Batches, GroupBatches
 from uniportrait_lite.training.config import load
-from uniportrait_lite.training.data import PortraitData
-from uniportrait_lite.training.settings import SingleIDConfig
+from uniportrait_lite.training.data import SceneData
+from uniportrait_lite.training.settings import MultiIDConfig, SingleIDConfig
 from uniportrait_lite.training.store import Store, digest
 from uniportrait_lite.training.watch import Validation
 
@@ -43,15 +43,16 @@ torch.set_num_threads(1)
 from uniportrait_lite.toyworld.pretrain import data, latents
 data.CACHE = latents.CACHE = pathlib.Path(os.environ["CACHE"])
 data.CHUNK = latents.CHUNK = {CHUNK}
-data.SETS |= {{name: data.SceneSet(name, range(k, k + 5)) for name, k in (("portraits", 0), ("unseen", 2_000_000))}}
-from uniportrait_lite.training import batches, single_id
+sets = (("portraits", 0, 1), ("unseen", 2_000_000, 1), ("pairs", 0, 2), ("trios", 0, 3))
+data.SETS |= {{name: data.SceneSet(name, range(k, k + 5), n) for name, k, n in sets}}
+from uniportrait_lite.training import batches, multi_id, single_id
 draw = batches.Batches.__call__
 def killed_at_its_step(self, step, generator):
     if str(step) == os.environ.get("KILLED_AT"):
         os.kill(os.getpid(), signal.SIGKILL)
     return draw(self, step, generator)
 batches.Batches.__call__ = killed_at_its_step
-single_id.main(sys.argv[1:])
+(multi_id if os.environ.get("STAGE") == "multi_id" else single_id).main(sys.argv[1:])
 """
 
 
@@ -105,8 +106,8 @@ def place(stack, tmp_path, monkeypatch) -> Path:
     for module in (world, world_latents):
         monkeypatch.setattr(module, "CHUNK", CHUNK)
         monkeypatch.setattr(module, "CACHE", stack / "cache")
-    for name, first in (("portraits", 0), ("unseen", 2_000_000)):
-        monkeypatch.setitem(world.SETS, name, world.SceneSet(name, range(first, first + 5)))
+    for name, first, faces in (("portraits", 0, 1), ("unseen", 2_000_000, 1), ("pairs", 0, 2), ("trios", 0, 3)):
+        monkeypatch.setitem(world.SETS, name, world.SceneSet(name, range(first, first + 5), faces))
     AcceleratorState._reset_state()  # accelerate lets a process have one precision
     return tmp_path
 
@@ -120,8 +121,8 @@ def quick(*flags: str) -> SingleIDConfig:
 
 def batches_of(config: SingleIDConfig) -> tuple[network.SingleID, Batches]:
     stack = network.Stack(single_id.data_folder("tiny"))
-    data = PortraitData("portraits", config.portraits, stack.features, stack.tokenizer, stack.folders)
-    return single_id.build(config, stack), Batches(config, data, 1000)
+    data = SceneData("portraits", config.portraits, stack.features, stack.tokenizer, stack.folders)
+    return single_id.build(config, stack), Batches(config, data, 1000, config.intrinsic)
 
 
 def draw(batches: Batches, seed: int = 0):
@@ -211,7 +212,7 @@ def test_a_digest_follows_contents_and_settings(tmp_path):
 def test_what_is_read_is_what_would_be_computed(place):
     _, batches = batches_of(quick())
     drawn = batches.data.draw(torch.Generator().manual_seed(1), 6, swap=0.5)
-    assert (drawn["source"] != drawn["target"]).any()
+    assert (drawn["source"] != drawn["face"]).any()
     read, computed = batches.data.read(drawn), batches.data.read(drawn, cached=False)
     assert read.keys() == computed.keys()
     for name in read:
@@ -239,10 +240,10 @@ def test_new_weights_of_the_backbone_leave_no_stale_features_in_use(place, stack
 def test_swapped_features_come_from_another_picture_of_the_same_person(place):
     data = batches_of(quick())[1].data
     drawn = data.draw(torch.Generator().manual_seed(0), 64, swap=1.0)
-    assert (data.people[drawn["source"]] == data.people[drawn["target"]]).all()
-    assert (drawn["source"] != drawn["target"]).all()
+    assert (data.people[drawn["source"]] == data.people[drawn["face"]]).all()
+    assert (drawn["source"] != drawn["face"]).all()
     kept = data.draw(torch.Generator().manual_seed(0), 64, swap=0.0)
-    assert (kept["source"] == kept["target"]).all()
+    assert (kept["source"] == kept["face"]).all()
 
 
 # --- batches and the loss ---------------------------------------------------------------------------------------------
@@ -252,8 +253,8 @@ def test_a_dropped_caption_may_take_the_face_along_as_guidance_does(place):
     features = batches.data.features.unconditional(4)
     assert (batch.text == batches.no_text).all()
     assert batch.active.all()
-    torch.testing.assert_close(batch.intrinsic, features.intrinsic)
-    torch.testing.assert_close(batch.structure, features.structure)
+    torch.testing.assert_close(batch.intrinsic[:, 0], features.intrinsic)
+    torch.testing.assert_close(batch.structure[:, 0], features.structure)
 
 
 def test_without_a_face_the_id_modules_learn_nothing_and_with_one_they_do(place):
@@ -280,9 +281,6 @@ def test_the_loss_is_the_error_of_what_the_base_model_predicts(place, kind):
 
 
 def test_the_faces_weight_counts_inside_its_box_alone(place):
-    box = torch.tensor([[0.25, 0.5, 0.75, 1.0]])
-    mask = network.face_mask(box, (4, 4))
-    assert mask[0].tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0]]
     plain, batches = batches_of(quick())
     weighted, _ = batches_of(quick("--face-weight", "1e6"))
     batch = draw(batches)
@@ -369,12 +367,12 @@ def test_an_ablations_weights_attach_and_take_the_features_they_were_trained_wit
     tiny = stack / "tiny"
     up = UniPortrait.attach(pipe, "out", backbone=tiny / "recogniser", clip=tiny / "clip")
     _, batches = batches_of(config)
-    drawn = {"target": np.array([3]), "source": np.array([3]), "caption": np.array([0])}
+    drawn = {"scene": np.array([3]), "face": np.array([[3]]), "source": np.array([[3]]), "caption": np.array([0])}
     parts = batches.read(drawn, cached=False)
     crop = Image.fromarray(batches.data.crops([3])[0])
     features = up.identity_of_crops([crop]).parts[0][1]
-    torch.testing.assert_close(features.intrinsic, parts["intrinsic"], rtol=1e-2, atol=1e-2)
-    torch.testing.assert_close(features.structure, parts["structure"], rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(features.intrinsic, parts["intrinsic"][0], rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(features.structure, parts["structure"][0], rtol=1e-2, atol=1e-2)
     assert up.tokens(up.identity_of_crops([crop])).isfinite().all()
 
 
@@ -453,6 +451,155 @@ def test_two_processes_train_together(place, stack):
     assert two.keys() == one.keys()
     assert not torch.equal(two["id_embedding.queries"], one["id_embedding.queries"])
     assert (place / "out" / "model.safetensors").exists()
+
+
+# --- the multi-ID stage -----------------------------------------------------------------------------------------------
+GROUPS = ["--groups", "20", "--batch", "4", "--precision", "fp32", "--out", "out", "--samples-every", "1000"]
+
+
+@pytest.fixture
+def single(place, stack) -> Path:
+    """Single-ID weights, new from the seed."""
+    frozen = network.Stack(stack / "tiny")
+    return network.save(place / "single", single_id.build(quick(), frozen), frozen)
+
+
+def multi(single: Path, *flags: str) -> MultiIDConfig:
+    return load(MultiIDConfig, [*GROUPS, "--single-id", str(single), *flags], prog="train")
+
+
+def groups_of(config: MultiIDConfig) -> tuple[network.MultiID, GroupBatches]:
+    stack = network.Stack(single_id.data_folder("tiny"))
+    frozen = (stack.features, stack.tokenizer, stack.folders)
+    pairs, trios = (Batches(config, SceneData(name, config.groups, *frozen), 1000) for name in ("pairs", "trios"))
+    return multi_id.build(config, stack, Path(config.single_id)), GroupBatches(config, pairs, trios)
+
+
+def test_features_and_boxes_of_a_group_belong_to_the_same_faces(single):
+    _, batches = groups_of(multi(single))
+    data = batches.trios.data
+    drawn = data.draw(torch.Generator().manual_seed(3), 4, swap=0.0)
+    assert sorted(drawn["face"][0] % 3) == [0, 1, 2] and len({tuple(row % 3) for row in drawn["face"]}) > 1
+    read, computed = data.read(drawn), data.read(drawn, cached=False)
+    for name in ("intrinsic", "structure", "boxes"):
+        torch.testing.assert_close(read[name], computed[name], rtol=2e-2, atol=2e-3)
+    scene, face = int(drawn["scene"][2]), int(drawn["face"][2, 1]) % 3
+    torch.testing.assert_close(
+        read["boxes"][2, 1] * torch.tensor([256, 128] * 2), torch.tensor(data.scenes.boxes[scene, face])
+    )
+    crop = data.crops([scene * 3 + face])
+    alone = data._features(crop)["intrinsic"][0]
+    torch.testing.assert_close(read["intrinsic"][2, 1], torch.from_numpy(alone).float(), rtol=2e-2, atol=2e-3)
+
+
+def test_swapped_features_in_groups_come_from_another_picture_of_the_same_person(single):
+    data = groups_of(multi(single))[1].pairs.data
+    drawn = data.draw(torch.Generator().manual_seed(0), 64, swap=1.0)
+    assert (data.people[drawn["source"]] == data.people[drawn["face"]]).all()
+    assert (drawn["source"] != drawn["face"]).all()
+
+
+def test_the_temperature_falls_and_trios_come_as_often_as_asked(single):
+    _, batches = groups_of(multi(single, "--temperature", "2", "--last-temperature", "1", "--cooling", "10"))
+    drawn = [batches(step, torch.Generator().manual_seed(step)) for step in (0, 5, 10, 20)]
+    assert [float(batch.temperature) for batch in drawn] == [2, 1.5, 1, 1]
+    people = {
+        share: {
+            batch.boxes.shape[1]
+            for batch in (
+                GroupBatches(multi(single, "--trios", share), batches.pairs, batches.trios)(
+                    k, torch.Generator().manual_seed(k)
+                )
+                for k in range(4)
+            )
+        }
+        for share in ("0", "1")
+    }
+    assert people == {"0": {2}, "1": {3}}
+
+
+def test_the_routers_learn_from_both_losses_and_the_frozen_parts_do_not(single):
+    for weight in ("0", "0.1"):
+        torch.manual_seed(0)
+        model, batches = groups_of(multi(single, "--route-weight", weight, "--no-face", "0", "--no-caption", "0"))
+        found = model.train()(batches(0, torch.Generator().manual_seed(0)))
+        torch.testing.assert_close(found["loss"], found["diffusion"] + float(weight) * found["route"])
+        assert {"right_down", "right_up"} <= found.keys() and all(
+            0 <= found[k] <= 1 for k in ("right_down", "right_up")
+        )
+        found["loss"].backward()
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        assert trained and all(".router." in name or "lora_" in name for name in trained)
+        norms = {name: float(p.grad.norm()) for name, p in trained.items() if "lora_A" not in name}
+        assert all(norms.values()), [name for name, norm in norms.items() if not norm]
+
+
+def test_the_routing_loss_alone_teaches_the_routers_where_faces_are(single):
+    """On one batch, noise-free: the share of locations that name the right face rises to nearly all."""
+    model, batches = groups_of(multi(single, "--trios", "0", "--no-face", "0", "--no-caption", "0"))
+    batch = batches(0, torch.Generator().manual_seed(0))
+    batch.timesteps.fill_(0)
+    routers = [p for name, p in model.named_parameters() if ".router." in name]
+    optimiser = torch.optim.Adam(routers, lr=1e-2)
+    before = model(batch)["right_up"]
+    for _ in range(60):
+        optimiser.zero_grad()
+        model(batch)["route"].backward()
+        optimiser.step()
+    assert model(batch)["right_up"] > max(0.9, before)
+
+
+def test_a_run_of_the_multi_id_stage_leaves_the_first_stages_weights_as_they_were(single, place, monkeypatch):
+    monkeypatch.setattr(samples, "PEOPLE", samples.PEOPLE[:2])
+    flags = ["--steps", "2", "--samples-every", "2", "--log-every", "1", "--precision", "bf16", "--trios", "0.5"]
+    multi_id.main([*GROUPS, "--single-id", str(single), *flags])
+    (_, before), (_, after) = checkpoints.load(single), checkpoints.load("out")
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    tensors = checkpoints.load_multi("out")
+    assert any(name.startswith("router.") for name in tensors)
+    name = "lora.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.up"
+    assert tensors[name].shape == before[name].shape and not torch.equal(tensors[name], before[name])
+    assert (tensors[name] - before[name]).abs().max() < 1e-3  # a tenth of the rate, two steps of the warm-up
+    log = [json.loads(line) for line in (place / "runs/multi_id/log.jsonl").read_text().splitlines()]
+    assert {"loss", "diffusion", "route", "right_up"} <= log[0].keys()
+    recipe = json.loads(Path("out/multi_id.recipe.json").read_text())
+    assert recipe["steps"] == 2 and recipe["recipe"].startswith("python -m uniportrait_lite train multi_id")
+    with Image.open(place / "runs/multi_id/samples/000002.png") as grid:
+        assert grid.size == (2 * 128 + 3 * 192, 128)
+
+
+def test_an_ablation_of_the_second_stage_keeps_away_from_the_full_methods_folders(single):
+    assert multi(single, "--route-weight", "0").run_folder == "runs/multi_id_no_route"
+    assert multi(single, "--soft", "true").run_folder == "runs/multi_id_soft"
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--temperature", "0"], "temperature is above 0"),
+        (["--route-weight", "-1"], "not below 0"),
+        (["--trios", "2"], "trios is a share"),
+        (["--groups", "0"], "groups is at least 1"),
+        (["--single-id", "nowhere"], "nowhere holds no config.json"),
+    ],
+)
+def test_settings_of_the_second_stage_that_cannot_be_are_errors(place, flags, says):
+    with pytest.raises((ConfigError, WeightsError), match=says):
+        multi_id.main([*GROUPS, *flags])
+
+
+def test_the_second_stage_killed_and_started_again_has_the_weights_of_one_that_was_not(single, place, stack):
+    flags = [*GROUPS, "--single-id", str(single), "--steps", "6", "--log-every", "1", "--warmup", "2"]
+    multi_id.main([*flags, "--run-folder", "whole"])
+    command = [sys.executable, "-c", SCRIPT, *flags, "--run-folder", "killed", "--checkpoint-every", "0"]
+    env = environment(stack) | {"KILLED_AT": "3", "STAGE": "multi_id"}
+    killed = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    multi_id.main([*flags, "--run-folder", "killed"])
+    whole, resumed = (torch.load(place / run / "checkpoint.pt", weights_only=True) for run in ("whole", "killed"))
+    assert resumed["step"] == 6
+    for name, weight in whole["parameters"].items():
+        assert torch.equal(weight, resumed["parameters"][name]), name
 
 
 def test_the_samples_tell_people_apart_by_the_judge(stack, place):

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import inspect
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,27 @@ from PIL import Image
 from torch import Tensor
 
 from uniportrait_lite import checkpoints
-from uniportrait_lite.attention import IDAttention, IDConditions, add_lora, attach_id_attention, remove_lora
+from uniportrait_lite.assignment import Assignment, assign
+from uniportrait_lite.attention import (
+    SEVERAL,
+    SINGLE,
+    IDAttention,
+    IDConditions,
+    add_lora,
+    add_routers,
+    attach_id_attention,
+    remove_lora,
+    routers,
+)
 from uniportrait_lite.backbone import IRResNet
 from uniportrait_lite.checkpoints import UniPortraitConfig
 from uniportrait_lite.checks import number, whole
+from uniportrait_lite.distinct import settle
 from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.features import FaceFeatures, IDFeatures, load_clip_vision
 from uniportrait_lite.id_embedding import IDEmbedding
+from uniportrait_lite.id_routing import RoutingMaps
 from uniportrait_lite.injection import Injection, below_compile
-
-LORA = "single_id"
 
 
 class _Once(functools.cached_property):
@@ -77,7 +88,9 @@ class UniPortrait:
         self.pipe, self.config = pipe, config
         self.unet: UNet2DConditionModel = _unet(pipe)
         self.id_embedding, self.id_attention = id_embedding, id_attention
-        self.injection = Injection(self.unet, id_attention, LORA)
+        self.routes = bool(routers(id_attention))  # whether several identities can be told apart without masks
+        loras = (SINGLE, SEVERAL) if self.routes else (SINGLE,)
+        self.injection = Injection(self.unet, id_attention, loras, pipe.vae_scale_factor)
         self._encoders = encoders
         self._loading = threading.RLock()
 
@@ -98,6 +111,7 @@ class UniPortrait:
         """
         unet = _unet(pipe)
         config, tensors = checkpoints.load(weights)
+        multi_tensors = checkpoints.load_multi(weights)
         width = unet.config.cross_attention_dim
         if width != config.id_embedding.out_dim:
             raise ConfigError(
@@ -113,12 +127,20 @@ class UniPortrait:
         with contextlib.ExitStack() as undo:
             id_attention = attach_id_attention(unet)
             undo.callback(id_attention.detach, unet)
-            add_lora(unet, config.lora_rank, LORA)
-            undo.callback(remove_lora, unet, LORA)
+            add_lora(unet, config.lora_rank, SINGLE)
+            undo.callback(remove_lora, unet, SINGLE)
             targets = checkpoints.weights(id_embedding, id_attention, unet)
             checkpoints.fill(targets, tensors, origin=f"the weights in {weights}")
+            trained = [*targets.values()]
+            if multi_tensors is not None:
+                add_lora(unet, config.lora_rank, SEVERAL)
+                undo.callback(remove_lora, unet, SEVERAL)
+                add_routers(id_attention, config.id_embedding.queries)
+                targets = checkpoints.multi_weights(id_attention, unet)
+                checkpoints.fill(targets, multi_tensors, origin=f"the multi-ID weights in {weights}")
+                trained += targets.values()
             undo.pop_all()
-        for weight in targets.values():
+        for weight in trained:
             weight.requires_grad_(False)
         return cls(pipe, config, id_embedding.eval(), id_attention, encoders)
 
@@ -200,18 +222,30 @@ class UniPortrait:
         *identities: Identity,
         id_scale: float | None = None,
         structure_scale: float | None = None,
+        masks: Sequence[Any] | None = None,
         guided: bool | None = None,
+        maps: RoutingMaps | None = None,
     ) -> Iterator[UniPortrait]:
         """Inside it, this pipeline's pictures, and those of any other with the same U-Net, show these people.
 
-        Scales are from 0, and those of the weights where not given. `guided` is for loops of your own around the U-Net:
-        whether a batch is unconditional rows and then as many conditional ones. Pipelines are asked.
+        Scales are from 0, and those of the weights where not given. `masks`: where each person may be, in the router's
+        place: arrays or pictures of the picture's shape, or boxes (left, top, right, bottom) in pixels, one a person;
+        where several overlap they share, and what none covers shows nobody. `guided` is for loops of your own around
+        the U-Net: whether a batch is unconditional rows and then as many conditional ones. Pipelines are asked. `maps`
+        takes the routing of each step.
         """
         self._check_attached()
+        if masks is not None and len(masks) != len(identities):
+            raise ConfigError(f"{len(masks)} masks for {len(identities)} people: give each person one")
+        if len(identities) > 1 and masks is None and not self.routes:
+            raise ConfigError(
+                f"{len(identities)} people in one picture need ID routing, and these weights have had the single-ID "
+                "stage only: train the multi-ID stage, give masks, or give one person"
+            )
         scales = {"id_scale": self._scale("id_scale", id_scale)}
         scales["structure_scale"] = self._scale("structure_scale", structure_scale)
         conditions = self.conditions(*identities, **scales) if identities else None
-        with self.injection.using(conditions, guided):
+        with self.injection.using(conditions, guided, masks, maps):
             yield self
 
     def __call__(
@@ -226,9 +260,20 @@ class UniPortrait:
         structure_scale: float | None = None,
         num_images: int = 1,
         negative_prompt: str | None = None,
+        masks: Sequence[Any] | None = None,
+        routing: bool = False,
+        distinct: bool = False,
         **pipe_arguments: Any,
     ) -> Any:
         """The pipeline's output (`.images`: PIL) for a prompt, or a list of them, with these people in it.
+
+        Several people each get a face of their own; `masks` say where (see `using`), else the routers find out. With
+        `routing` the output has their maps as `.routing` (`RoutingMaps`). Pictures of several people have the width
+        that the weights name for so many, unless a `width` is given; more people than that are a `ConfigError`.
+
+        With `distinct` each picture's faces are matched with the people, and where someone is doubled or missing it is
+        drawn again, a few times at most, everyone kept to a region of their own; `.assignment` then says who is where
+        (an `Assignment` a picture), `.tries` how many pictures were drawn again.
 
         Image number i is drawn from `seed` + i, so it stays the same however many are asked for; without a seed each
         call differs. No identities: the pipeline as it was. An empty prompt is fine, and one longer than the text
@@ -256,8 +301,7 @@ class UniPortrait:
             if "generator" in pipe_arguments:
                 raise ConfigError("a seed and a generator both decide the noise: give one of them")
             first = whole("seed", seed, 0, 2**32 - 1)
-            seeds = range(first, first + len(prompts) * num_images)
-            arguments["generator"] = [torch.Generator("cpu").manual_seed(s) for s in seeds]
+            arguments["generator"] = _noise(range(first, first + len(prompts) * num_images))
         for name in ("height", "width"):
             if name in pipe_arguments:
                 self._check_size(name, pipe_arguments[name])
@@ -266,13 +310,82 @@ class UniPortrait:
                 raise ConfigError(f"{name}: this call has its own name for it (steps, guidance, num_images)")
             if name not in inspect.signature(type(self.pipe).__call__).parameters:
                 raise ConfigError(f"{name} is no argument of this call, nor of {type(self.pipe).__name__}")
-        with self.using(*people, id_scale=id_scale, structure_scale=structure_scale):
-            return self.pipe(prompt=list(prompts), **arguments, **pipe_arguments)
+        if distinct:
+            self._check_distinct(people, seed, masks, pipe_arguments)
+            first = int(torch.randint(2**31, (1,))) if seed is None else first
+            arguments["generator"] = _noise(range(first, first + len(prompts) * num_images))
+        if len(people) > 1 and not {"width", "image", "latents"} & pipe_arguments.keys():
+            pipe_arguments = self._size(len(people)) | pipe_arguments
+        maps = RoutingMaps() if routing else None
+        with self.using(*people, id_scale=id_scale, structure_scale=structure_scale, masks=masks, maps=maps):
+            out = self.pipe(prompt=list(prompts), **arguments, **pipe_arguments)
+        if routing:
+            out.routing = maps
+        if distinct:
+            scales = {"id_scale": id_scale, "structure_scale": structure_scale}
+            settings = {**arguments, "num_images_per_prompt": 1, **pipe_arguments}
+
+            def again(number: int, attempt: int, regions: list[np.ndarray]) -> Image.Image:
+                one = {**settings, "prompt": [prompts[number // num_images]]}
+                one["generator"] = _noise([(first + number + attempt * 1_000_003) % 2**63])
+                if negative_prompt is not None:
+                    one["negative_prompt"] = [negative_prompt]
+                with self.using(*people, masks=regions, **scales):
+                    return self.pipe(**one).images[0]
+
+            references = self._embeddings([person.crops for person in people])
+            look = functools.partial(self._assign, references=references)
+            settled = [settle(image, look, functools.partial(again, k)) for k, image in enumerate(out.images)]
+            out.images = [image for image, _, _ in settled]
+            out.assignment, out.tries = [found for _, found, _ in settled], [tries for _, _, tries in settled]
+        return out
+
+    def _assign(self, image: Image.Image, references: np.ndarray) -> Assignment:
+        """Who is where, by the face backbone's embeddings (N, D) of the references."""
+        from uniportrait_lite.faces import detect
+
+        faces = detect(image, self._encoders["faces"])
+        seen = self._embeddings([[face.crop] for face in faces])
+        return assign(np.array([face.box for face in faces]), seen, references)
+
+    @torch.no_grad()
+    def _embeddings(self, crops: Sequence[Sequence[Image.Image]]) -> np.ndarray:
+        """The face backbone's embedding of each list of a person's crops, of length 1: (people, D)."""
+        encoder = self._encoder()
+        found = []
+        for pictures in crops:
+            pixels = torch.from_numpy(np.stack([np.asarray(crop) for crop in pictures])).permute(0, 3, 1, 2)
+            vectors = encoder.embedding(pixels.to(self.unet.device, self.unet.dtype) / 255).float()
+            found.append(torch.nn.functional.normalize(vectors.sum(0), dim=0).cpu().numpy())
+        return np.array(found, np.float32)
 
     # Checks
 
     def _scale(self, name: str, value: float | None) -> float:
         return getattr(self.config.defaults, name) if value is None else number(name, value, 0)
+
+    def _check_distinct(self, people: list[Identity], seed: int | None, masks: Any, given: dict[str, Any]) -> None:
+        if not people:
+            raise ConfigError("distinct looks for people in the picture: give some")
+        if masks is not None:
+            raise ConfigError("distinct finds regions for people itself: give masks, or distinct, not both")
+        if any(a is b for k, a in enumerate(people) for b in people[:k]):
+            raise ConfigError("the same person is given twice, and distinct wants everyone once: give each once")
+        if {"generator", "latents", "output_type", "return_dict"} & given.keys():
+            raise ConfigError(
+                "distinct may draw a picture again: leave the noise and the output to it, and give a seed"
+            )
+
+    def _size(self, people: int) -> dict[str, int]:
+        """The size of a picture of so many people, where the weights know a width; diffusers wants both or none."""
+        widths = self.config.defaults.widths
+        if not widths or "width" not in inspect.signature(type(self.pipe).__call__).parameters:
+            return {}
+        if people > len(widths):
+            raise ConfigError(
+                f"{people} people are more than the {len(widths)} that fit here: give a width for so many"
+            )
+        return {"width": widths[people - 1], "height": self.unet.config.sample_size * self.pipe.vae_scale_factor}
 
     def _check_size(self, name: str, value: int) -> None:
         multiple = max(8, self.pipe.vae_scale_factor)  # 8 is what diffusers asks for
@@ -283,6 +396,10 @@ class UniPortrait:
     def _check_attached(self) -> None:
         if not self.injection.attached:
             raise ConfigError("this UniPortrait was detached: attach it again with UniPortrait.attach(pipe, weights)")
+
+
+def _noise(seeds: Iterable[int]) -> list[torch.Generator]:
+    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
 
 def _unet(pipe: Any) -> UNet2DConditionModel:

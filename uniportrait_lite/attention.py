@@ -2,7 +2,9 @@
 
 Each cross-attention layer keeps its text branch and gains keys and values of its own for ID tokens:
 
-    out = Attention(Q, K_text, V_text) + id_scale * Attention(Q, K_id, V_id)
+    out = Attention(Q, K_text, V_text) + id_scale * sum over n of psi_n * Attention(Q, K_id^(n), V_id^(n))
+
+psi, 1 for one identity at each location, is the ID routing's; a single identity needs none.
 
 What a call needs travels with the call, as `cross_attention_kwargs={"identities": IDConditions(...)}`, so a U-Net
 holds weights only: two threads, or two pipelines, never meet. ControlNets are given nothing and see no ID tokens.
@@ -23,7 +25,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from uniportrait_lite.errors import ConfigError
+from uniportrait_lite.id_routing import IDRouter, Routing
 
+SINGLE, SEVERAL = "single_id", "multi_id"  # the LoRA adapters of the two stages, for one person and for several
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -33,27 +37,29 @@ class IDConditions:
 
     `tokens` (B, N, 16, D): the ID tokens of N identities for each row of the batch, or (1, N, 16, D) for all rows.
     `id_scale`: one number, or one a row (B,). `active` (B,), bool: rows without it get text alone.
-    `keys_values`: for each layer the projected tokens (B, N, 16, inner), filled by `projected`; without them a layer
-    projects its own, which is what training wants. Several identities need ID routing: N > 1 raises `ConfigError`.
+    `routing` says how locations choose among several identities, which need it; with masks it serves one, too.
+    `keys_values`: for each layer the projected tokens (B, N, 16, inner), and `router_keys` (B, N, 2C), both filled by
+    `projected`; without them a layer projects its own, which is what training wants.
     """
 
     tokens: Tensor
     id_scale: float | Tensor = 1.0
     active: Tensor | None = None
+    routing: Routing | None = None
     keys_values: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    router_keys: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.tokens.ndim != 4:
             raise ConfigError(f"ID tokens are (batch, identities, tokens, width), not {tuple(self.tokens.shape)}")
-        if self.tokens.shape[1] != 1:
-            raise ConfigError(
-                f"{self.tokens.shape[1]} identities in one picture need ID routing, which is not there yet: "
-                "give one identity"
-            )
 
     def projected(self, id_attention: IDAttention) -> IDConditions:
         """The same with the keys and values of every layer computed: once a call in place of once a step."""
-        return replace(self, keys_values={layer.name: layer.project(self.tokens) for layer in id_attention.values()})
+        keys_values = {layer.name: layer.project(self.tokens) for layer in id_attention.values()}
+        routers = {layer.name: layer.router for layer in id_attention.values() if layer.router is not None}
+        several = self.tokens.shape[1] > 1
+        router_keys = {name: router.keys(self.tokens) for name, router in routers.items()} if several else {}
+        return replace(self, keys_values=keys_values, router_keys=router_keys)
 
     def rows(self, index: Tensor) -> IDConditions:
         """The conditions of the rows `index` (B',) of these, for instance each row repeated."""
@@ -61,8 +67,14 @@ class IDConditions:
         def pick(x):
             return x[index] if isinstance(x, Tensor) and x.ndim > 0 else x
 
-        layers = {name: (pick(k), pick(v)) for name, (k, v) in self.keys_values.items()}
-        return IDConditions(pick(self.tokens), pick(self.id_scale), pick(self.active), layers)
+        return IDConditions(
+            pick(self.tokens),
+            pick(self.id_scale),
+            pick(self.active),
+            self.routing and self.routing.rows(index),
+            {name: (pick(k), pick(v)) for name, (k, v) in self.keys_values.items()},
+            {name: pick(k) for name, k in self.router_keys.items()},
+        )
 
     def weight(self, dtype: torch.dtype) -> float | Tensor:
         """What the ID branch is multiplied with: the ID scale, 0 in rows that are not active."""
@@ -89,12 +101,13 @@ class IDAttnProcessor(nn.Module):
     """The attention processor of one cross-attention layer, with the projections of ID tokens to keys and values.
 
     They start as copies of the layer's own projections of text, as ID tokens live in the same space. `name` is the
-    layer's place in the U-Net.
+    layer's place in the U-Net, `router` what chooses among several identities, where there is one (`add_routers`).
     """
 
     def __init__(self, attn: Attention, name: str):
         super().__init__()
         self.name = name
+        self.router: IDRouter | None = None
         self.to_k_id, self.to_v_id = (_bare_copy(linear) for linear in (attn.to_k, attn.to_v))
 
     def project(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,14 +132,31 @@ class IDAttnProcessor(nn.Module):
             attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
         out = _attend(attn, query, attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states), attention_mask)
         if identities is not None:
-            out = out + identities.weight(query.dtype) * self.identity_branch(attn, query, identities)
+            out = out + identities.weight(query.dtype) * self.identity_branch(attn, hidden_states, query, identities)
         return attn.to_out[1](attn.to_out[0](out))
 
-    def identity_branch(self, attn: Attention, query: Tensor, identities: IDConditions) -> Tensor:
-        """The attention of the text branch's query (B, L, inner) to the ID tokens."""
-        projected = identities.keys_values.get(self.name) or self.project(identities.tokens)
-        key, value = (x[:, 0].expand(query.shape[0], -1, -1) for x in projected)
-        return _attend(attn, query, key, value)
+    def identity_branch(
+        self, attn: Attention, hidden_states: Tensor, query: Tensor, identities: IDConditions
+    ) -> Tensor:
+        """The attention of the text branch's query (B, L, inner) to the ID tokens of each location's identity."""
+        batch, length, _ = query.shape
+        key, value = identities.keys_values.get(self.name) or self.project(identities.tokens)
+        count = key.shape[1]
+        if count == 1 and identities.routing is None:
+            return _attend(attn, query, *(x[:, 0].expand(batch, -1, -1) for x in (key, value)))
+        if identities.routing is None:
+            raise ConfigError(f"{count} identities in one picture need a Routing, which says who is where")
+
+        def logits() -> Tensor:
+            if self.router is None:
+                raise ConfigError(f"{count} identities need the routers of the multi-ID stage, or masks for each")
+            keys = identities.router_keys.get(self.name)
+            return self.router.logits(hidden_states, self.router.keys(identities.tokens) if keys is None else keys)
+
+        psi = identities.routing.choose(self.name, length, logits).to(query.dtype).expand(batch, -1, -1)
+        key, value = (x.expand(batch, -1, -1, -1).flatten(0, 1) for x in (key, value))
+        each = _attend(attn, query.repeat_interleave(count, dim=0), key, value).unflatten(0, (batch, count))
+        return (psi.unsqueeze(-1) * each).sum(dim=1)
 
 
 class SelfAttnProcessor(AttnProcessor2_0):
@@ -176,7 +206,20 @@ def attach_id_attention(unet: UNet2DConditionModel) -> IDAttention:
     return IDAttention(layers, replaced)
 
 
-def add_lora(unet: UNet2DConditionModel, rank: int, adapter_name: str = "single_id") -> None:
+def add_routers(id_attention: IDAttention, tokens: int = 16) -> dict[str, IDRouter]:
+    """Gives every layer a router for the number of ID tokens, new ones where there were some; returns them by layer."""
+    for layer in id_attention.values():
+        inner, width = layer.to_k_id.weight.shape
+        layer.router = IDRouter(inner, width, tokens)
+    return routers(id_attention)
+
+
+def routers(id_attention: IDAttention) -> dict[str, IDRouter]:
+    """The routers by their layers' keys; none before the multi-ID stage."""
+    return {key: layer.router for key, layer in id_attention.items() if layer.router is not None}
+
+
+def add_lora(unet: UNet2DConditionModel, rank: int, adapter_name: str = SINGLE) -> None:
     """Adds a peft adapter on q, k, v and out of every self- and cross-attention, at first without effect.
 
     The paper has rank 128. Leaves the adapter trainable and active, and other adapters and parameters as they were.
@@ -195,7 +238,7 @@ def add_lora(unet: UNet2DConditionModel, rank: int, adapter_name: str = "single_
         parameter.requires_grad_(was)
 
 
-def remove_lora(unet: UNet2DConditionModel, adapter_name: str = "single_id") -> None:
+def remove_lora(unet: UNet2DConditionModel, adapter_name: str = SINGLE) -> None:
     """Deletes the adapter; without another one left the layers are plain again."""
     use_lora(lora_layers(unet, adapter_name).values(), False, adapter_name)  # else peft switches another one on
     unet.delete_adapters(adapter_name)
@@ -203,7 +246,7 @@ def remove_lora(unet: UNet2DConditionModel, adapter_name: str = "single_id") -> 
         unet.unload_lora()
 
 
-def lora_layers(unet: UNet2DConditionModel, adapter_name: str = "single_id") -> dict[str, LoraLayer]:
+def lora_layers(unet: UNet2DConditionModel, adapter_name: str = SINGLE) -> dict[str, LoraLayer]:
     """The layers that hold the adapter, by name."""
     return {
         name: module
@@ -212,7 +255,7 @@ def lora_layers(unet: UNet2DConditionModel, adapter_name: str = "single_id") -> 
     }
 
 
-def lora_parameters(unet: UNet2DConditionModel, adapter_name: str = "single_id") -> dict[str, nn.Parameter]:
+def lora_parameters(unet: UNet2DConditionModel, adapter_name: str = SINGLE) -> dict[str, nn.Parameter]:
     """The adapter's weights: `{layer}.down` (rank, in) and `{layer}.up` (out, rank), the parameters themselves."""
     weights = {}
     for name, layer in lora_layers(unet, adapter_name).items():
@@ -221,7 +264,7 @@ def lora_parameters(unet: UNet2DConditionModel, adapter_name: str = "single_id")
     return weights
 
 
-def use_lora(layers: Iterable[LoraLayer], on: bool, adapter_name: str = "single_id") -> None:
+def use_lora(layers: Iterable[LoraLayer], on: bool, adapter_name: str = SINGLE) -> None:
     """Switches the adapter of `lora_layers` on or off and leaves the user's other adapters as they are."""
     for layer in layers:
         active = list(layer.active_adapters)

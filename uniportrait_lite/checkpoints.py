@@ -1,38 +1,51 @@
 """Our weights on disk: a folder with `config.json` and `model.safetensors` (half precision).
 
-Keys: `id_embedding.*`, `id_attention.{layer}.to_k_id|to_v_id.weight` and `lora.{layer}.down|up`.
+Keys: `id_embedding.*`, `id_attention.{layer}.to_k_id|to_v_id.weight` and `lora.{layer}.down|up`. After the multi-ID
+stage also `multi_id.safetensors`: `router.{layer}.*` and the second LoRA, `lora.{layer}.down|up`. It fits no other
+single-ID weights than those it was trained on, whose digest it carries.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from uniportrait_lite.attention import IDAttention, lora_parameters
+from uniportrait_lite.attention import SEVERAL, IDAttention, lora_parameters, routers
 from uniportrait_lite.errors import ConfigError, WeightsError
 from uniportrait_lite.id_embedding import IDEmbeddingConfig
 
-CONFIG, MODEL = "config.json", "model.safetensors"
+CONFIG, MODEL, MULTI = "config.json", "model.safetensors", "multi_id.safetensors"
 
 
 @dataclass(frozen=True)
 class CallDefaults:
-    """What a call takes for the settings it does not name: those that these weights do best with."""
+    """What a call takes for the settings it does not name: those that these weights do best with.
+
+    `widths`: of a picture with one person, two, and so on, in pixels; none: always the pipeline's own.
+    """
 
     steps: int = 20
     guidance: float = 4.0
     id_scale: float = 1.0
     structure_scale: float = 1.0
+    widths: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(width, int) for width in self.widths):
+            raise ConfigError(f"widths are whole numbers of pixels, not {self.widths}")
+        object.__setattr__(self, "widths", tuple(self.widths))  # JSON has lists
 
 
 @dataclass(frozen=True)
@@ -72,29 +85,72 @@ def _build(kind: type, values: Mapping):
 
 
 def weights(id_embedding: nn.Module, id_attention: IDAttention, unet: UNet2DConditionModel) -> dict[str, Tensor]:
-    """Every weight of the method under its key on disk: the parameters themselves, not copies."""
+    """Every weight of the single-ID stage under its key on disk: the parameters themselves, not copies."""
+    projections = {name: weight for name, weight in id_attention.named_parameters() if ".router." not in name}
     return {
         **{f"id_embedding.{name}": weight for name, weight in id_embedding.named_parameters()},
-        **{f"id_attention.{name}": weight for name, weight in id_attention.named_parameters()},
+        **{f"id_attention.{name}": weight for name, weight in projections.items()},
         **{f"lora.{name}": weight for name, weight in lora_parameters(unet).items()},
     }
 
 
+def multi_weights(id_attention: IDAttention, unet: UNet2DConditionModel) -> dict[str, Tensor]:
+    """Every weight of the multi-ID stage under its key on disk: the parameters themselves, not copies."""
+    return {
+        f"router.{layer}.{name}": weight
+        for layer, router in routers(id_attention).items()
+        for name, weight in router.named_parameters()
+    } | {f"lora.{name}": weight for name, weight in lora_parameters(unet, SEVERAL).items()}
+
+
 def save(folder: str | os.PathLike, config: UniPortraitConfig, tensors: Mapping[str, Tensor]) -> Path:
-    """Writes a checkpoint, each file whole or not at all; raises `WeightsError` where it cannot be written."""
+    """Writes a checkpoint, each file whole or not at all; raises `WeightsError` where it cannot be written.
+
+    Weights of the multi-ID stage that were trained on other ones go: they would be wrong.
+    """
     folder = Path(folder).expanduser()
-    halves = {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in tensors.items()}
     text = json.dumps(asdict(config), indent=2) + "\n"
+    with _writing(folder) as temporary:
+        save_file(_halves(tensors), temporary / MODEL, metadata={"format": "pt"})
+        (temporary / CONFIG).write_text(text)
+        if (folder / MULTI).exists() and _trained_on(folder / MULTI) != _digest(temporary / MODEL):
+            (folder / MULTI).unlink()
+        for name in (MODEL, CONFIG):
+            os.replace(temporary / name, folder / name)
+    return folder
+
+
+def save_multi(folder: str | os.PathLike, tensors: Mapping[str, Tensor]) -> Path:
+    """Writes the weights of the multi-ID stage beside those of the single-ID stage that they were trained on."""
+    folder = Path(folder).expanduser()
+    with _writing(folder) as temporary:
+        metadata = {"format": "pt", "single_id": _digest(folder / MODEL)}
+        save_file(_halves(tensors), temporary / MULTI, metadata=metadata)
+        os.replace(temporary / MULTI, folder / MULTI)
+    return folder
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".writing", dir=folder) as temporary:
-            save_file(halves, Path(temporary, MODEL), metadata={"format": "pt"})
-            Path(temporary, CONFIG).write_text(text)
-            for name in (MODEL, CONFIG):
-                os.replace(Path(temporary, name), folder / name)
+            yield Path(temporary)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"cannot write weights to {folder} ({error}): choose a folder of yours") from error
-    return folder
+
+
+def _halves(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in tensors.items()}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _trained_on(path: Path) -> str | None:
+    with safe_open(path, "pt") as file:
+        return (file.metadata() or {}).get("single_id")
 
 
 def load(folder: str | os.PathLike) -> tuple[UniPortraitConfig, dict[str, Tensor]]:
@@ -107,11 +163,31 @@ def load(folder: str | os.PathLike) -> tuple[UniPortraitConfig, dict[str, Tensor
         config = UniPortraitConfig.from_dict(json.loads((folder / CONFIG).read_text()))
     except (ValueError, TypeError, AttributeError) as error:
         raise WeightsError(f"{folder / CONFIG} cannot be read ({error}): fetch these weights again") from error
+    return config, _read(folder / MODEL)
+
+
+def load_multi(folder: str | os.PathLike) -> dict[str, Tensor] | None:
+    """The tensors of the multi-ID stage in float32, None where the folder has none; `WeightsError` if they don't fit.
+
+    They fit no other single-ID weights than those beside which they were trained.
+    """
+    folder = Path(folder).expanduser()
+    if not (folder / MULTI).is_file():
+        return None
+    tensors = _read(folder / MULTI)
+    if _trained_on(folder / MULTI) != _digest(folder / MODEL):
+        raise WeightsError(
+            f"{folder / MULTI} was trained on another {MODEL} than the one beside it: train the multi-ID stage again, "
+            f"or delete {MULTI} to go on with one person a picture"
+        )
+    return tensors
+
+
+def _read(path: Path) -> dict[str, Tensor]:
     try:
-        tensors = load_file(folder / MODEL)
+        return {name: tensor.float() for name, tensor in load_file(path).items()}
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{folder / MODEL} is cut short or damaged ({error}): fetch it again") from error
-    return config, {name: tensor.float() for name, tensor in tensors.items()}
+        raise WeightsError(f"{path} is cut short or damaged ({error}): fetch it again") from error
 
 
 @torch.no_grad()

@@ -241,6 +241,12 @@ def _single_id():
     return main
 
 
+def _multi_id():
+    from uniportrait_lite.training.multi_id import main
+
+    return main
+
+
 def _identity():
     from uniportrait_lite.evaluation.identity import main
 
@@ -259,7 +265,7 @@ def _speed():
     return main
 
 
-_STAGES = {"single_id": _single_id}
+_STAGES = {"single_id": _single_id, "multi_id": _multi_id}
 _PROTOCOLS = {"identity": _identity, "stack": _stack, "speed": _speed}
 
 

@@ -83,7 +83,7 @@ class FaceFeatures(nn.Module):
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> IDFeatures:
         """Aligned crops (B, 3, 224, 224) in [0, 1] -> features of each."""
-        faces = F.interpolate(pixels, size=(BACKBONE_SIZE, BACKBONE_SIZE), mode="bilinear", align_corners=False) * 2 - 1
+        faces = self._faces(pixels)
         *shallow, deep = self.backbone.features(faces)
         if self.intrinsic == "spatial":
             intrinsic = deep.flatten(2).transpose(1, 2)
@@ -96,6 +96,11 @@ class FaceFeatures(nn.Module):
         return IDFeatures(intrinsic, structure)
 
     @torch.no_grad()
+    def embedding(self, pixels: Tensor) -> Tensor:
+        """Aligned crops (B, 3, 224, 224) in [0, 1] -> the backbone's embeddings (B, D), of length 1: who it sees."""
+        return F.normalize(self.backbone(self._faces(pixels)), dim=-1)
+
+    @torch.no_grad()
     def unconditional(self, batch: int = 1) -> IDFeatures:
         """The features that stand for nobody, for guidance: zeros, and CLIP of an all-zero normalised image."""
         like = self.forward(self.clip_mean.expand(1, 3, 224, 224))
@@ -103,6 +108,10 @@ class FaceFeatures(nn.Module):
         structure = torch.zeros_like(like.structure)
         structure[..., -clip.shape[-1] :] = clip
         return IDFeatures(torch.zeros_like(like.intrinsic).expand(batch, -1, -1), structure.expand(batch, -1, -1))
+
+    def _faces(self, pixels: Tensor) -> Tensor:
+        """What the backbone reads: (B, 3, 112, 112) in [-1, 1]."""
+        return F.interpolate(pixels, size=(BACKBONE_SIZE, BACKBONE_SIZE), mode="bilinear", align_corners=False) * 2 - 1
 
     def _clip(self, normalised: Tensor) -> Tensor:
         hidden = self.clip_vision(pixel_values=normalised, output_hidden_states=True).hidden_states[-2]

@@ -6,15 +6,18 @@ import contextlib
 import functools
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from uniportrait_lite.attention import IDAttention, IDConditions, lora_layers, remove_lora, use_lora
 from uniportrait_lite.errors import ConfigError
+from uniportrait_lite.id_routing import Routing, RoutingMaps
+from uniportrait_lite.regions import regions
 
 
 @dataclass
@@ -23,20 +26,36 @@ class _Call:
 
     conditions: IDConditions
     guided: bool | None
-    expanded: dict[tuple[int, bool], IDConditions] = field(default_factory=dict)
+    cell: int
+    masks: Sequence[Any] | None = None
+    maps: RoutingMaps | None = None
+    expanded: dict[tuple, IDConditions] = field(default_factory=dict)
 
-    def rows(self, batch: int, unet: UNet2DConditionModel) -> IDConditions:
+    def rows(self, batch: int, size: tuple[int, int], unet: UNet2DConditionModel) -> IDConditions:
         """One row for each of the batch; with guidance its first half is unconditional, as diffusers stacks it."""
         guided = guided_by_caller(unet) if self.guided is None else self.guided
         if guided and batch % 2:
             raise ConfigError(
                 f"a batch of {batch} rows is no two halves, without and with the prompt: it is not guided"
             )
-        if (batch, guided) not in self.expanded:
+        if (batch, size, guided) not in self.expanded:
             nobody = batch // 2 if guided else 0
             index = torch.tensor([0] * nobody + [1] * (batch - nobody), device=self.conditions.tokens.device)
-            self.expanded[batch, guided] = self.conditions.rows(index)
-        return self.expanded[batch, guided]
+            conditions = replace(self.conditions, routing=self._routing(size, nobody))
+            self.expanded[batch, size, guided] = conditions.rows(index)
+        return self.expanded[batch, size, guided]
+
+    def _routing(self, size: tuple[int, int], nobody: int) -> Routing | None:
+        """What says who is where; one person without a mask is everywhere."""
+        if self.conditions.tokens.shape[1] == 1 and self.masks is None:
+            return None
+        tokens, masks, record = self.conditions.tokens, None, None
+        if self.masks is not None:
+            masks = regions(self.masks, size, self.cell).to(tokens.device, tokens.dtype)
+        if self.maps is not None:
+            self.maps.size = size
+            record = lambda name, psi, _: self.maps.add(name, psi[min(nobody, len(psi) - 1) :])  # noqa: E731
+        return Routing(size, masks, record=record)
 
 
 def below_compile(unet: object) -> object:
@@ -65,28 +84,39 @@ def guided_by_caller(unet: UNet2DConditionModel) -> bool:
 
 
 class Injection:
-    """Adds identities to the calls of one U-Net, and switches the LoRA on for just these calls.
+    """Adds identities to the calls of one U-Net, and switches a LoRA on for just these calls.
 
+    `loras` are the adapters for one identity and for several; without the second the first serves both. `cell`: pixels
+    of a picture a latent, for masks.
     Which identities is a matter of the caller's context (its thread, or its task of asyncio), never of the U-Net.
     The LoRA's switch does belong to the U-Net, so calls from several threads take turns.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, id_attention: IDAttention, lora: str):
-        self.unet, self.id_attention, self.lora = unet, id_attention, lora
+    def __init__(self, unet: UNet2DConditionModel, id_attention: IDAttention, loras: Sequence[str], cell: int):
+        self.unet, self.id_attention, self.loras, self.cell = unet, id_attention, tuple(loras), cell
         self.attached = True
         self._current: ContextVar[_Call | None] = ContextVar("identities", default=None)
         self._turn = threading.RLock()
-        self._layers = list(lora_layers(unet, lora).values())
-        use_lora(self._layers, False, lora)
+        self._layers: Mapping[str, list] = {lora: list(lora_layers(unet, lora).values()) for lora in self.loras}
+        self._use(None)
         self._former = unet.__dict__.get("forward")  # accelerate's offloading has one here
         self._forward = unet.forward
         self._wrapper = self._wrap()
         unet.forward = self._wrapper
 
     @contextlib.contextmanager
-    def using(self, conditions: IDConditions | None, guided: bool | None = None) -> Iterator[None]:
-        """Calls of the U-Net inside it take these conditions (row 0 nobody, row 1 the identities), or none."""
-        token = self._current.set(None if conditions is None else _Call(conditions, guided))
+    def using(
+        self,
+        conditions: IDConditions | None,
+        guided: bool | None = None,
+        masks: Sequence[Any] | None = None,
+        maps: RoutingMaps | None = None,
+    ) -> Iterator[None]:
+        """Calls of the U-Net inside it take these conditions (row 0 nobody, row 1 the identities), or none.
+
+        `masks`, one for each identity, take the router's place; `maps` gets the routing of each call.
+        """
+        token = self._current.set(None if conditions is None else _Call(conditions, guided, self.cell, masks, maps))
         try:
             yield
         finally:
@@ -99,8 +129,9 @@ class Injection:
             del self.unet.forward
             if self._former is not None:
                 self.unet.forward = self._former
-        if self._has_lora():
-            remove_lora(self.unet, self.lora)
+        for lora in self.loras:
+            if lora in getattr(self.unet, "peft_config", {}):
+                remove_lora(self.unet, lora)
         if self.id_attention.in_place(self.unet):
             self.id_attention.detach(self.unet)
 
@@ -113,17 +144,25 @@ class Injection:
             given = dict(cross_attention_kwargs or {})
             call = self._current.get()
             if call is not None and "identities" not in given:
-                given["identities"] = call.rows(sample.shape[0], self.unet)
+                given["identities"] = call.rows(sample.shape[0], tuple(sample.shape[-2:]), self.unet)
             if "identities" in given:
                 self._check_in_place()
             with self._turn:
-                use_lora(self._layers, "identities" in given, self.lora)
+                self._use(given.get("identities"))
                 return self._forward(sample, *args, cross_attention_kwargs=given or None, **kwargs)
 
         return forward
 
+    def _use(self, identities: IDConditions | None) -> None:
+        """Switches on the LoRA for this number of identities, and the other off."""
+        chosen = None
+        if identities is not None:
+            chosen = self.loras[0] if identities.tokens.shape[1] == 1 else self.loras[-1]
+        for lora, layers in self._layers.items():
+            use_lora(layers, lora == chosen, lora)
+
     def _has_lora(self) -> bool:
-        return self.lora in getattr(self.unet, "peft_config", {})
+        return all(lora in getattr(self.unet, "peft_config", {}) for lora in self.loras)
 
     def _check_in_place(self) -> None:
         if not self.id_attention.in_place(self.unet) or not self._has_lora():

@@ -71,12 +71,14 @@ def train(
     evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,
     evaluate_every: int | None = None,
     no_muon: Callable[[str], bool] = lambda name: False,
+    rate: Callable[[str], float] = lambda name: 1.0,
     depends_on: dict[str, Any] | None = None,
 ) -> list[dict]:
     """Trains the parameters of `model` that require gradients; returns the log, one dict a line.
 
     `batch(step, generator)` makes the step's data, drawing from that generator alone; `loss(model, batch)` returns a
-    dict whose "loss" is minimised and whose other scalars are logged. Under several processes each gets generators of
+    dict whose "loss" is minimised and whose other scalars are logged. A parameter learns at `rate(name)` times the
+    learning rate. Under several processes each gets generators of
     its own and `model` is wrapped, so `loss` must go through `model(...)`. Afterwards `model` holds the averaged
     weights where `ema` is set. Continues from `out/checkpoint.pt` where there is one, unless that was made with other
     settings or with another `depends_on`: what else decides the weights, such as data and frozen networks.
@@ -88,7 +90,7 @@ def train(
     accelerator = Accelerator(
         mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=not torch.cuda.is_available()
     )
-    run = _Run(config, accelerator, model, no_muon, depends_on or {})
+    run = _Run(config, accelerator, model, no_muon, rate, depends_on or {})
     wrapped = accelerator.prepare(model)
     try:
         _steps(run, accelerator, wrapped, model, batch, loss, evaluate, evaluate_every)
@@ -130,23 +132,24 @@ def _steps(run, accelerator, wrapped, model, batch, loss, evaluate, evaluate_eve
 class _Run:
     """The state of one training: step, clock, optimisers, average, log."""
 
-    def __init__(self, config: LoopConfig, accelerator, model: nn.Module, no_muon: Callable, depends_on: dict):
+    def __init__(self, config: LoopConfig, accelerator, model, no_muon: Callable, rate: Callable, depends_on: dict):
         self.config, self.model, self.main = config, model, accelerator.is_main_process
         self.depends_on = json.loads(json.dumps(depends_on))
         self.processes = accelerator.num_processes
         model.to(accelerator.device)
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         muon = {n for n, p in self.trained.items() if config.muon_lr and p.ndim >= 2 and not no_muon(n)}
-        decayed = [p for n, p in self.trained.items() if n not in muon and p.ndim >= 2]
-        plain = [p for n, p in self.trained.items() if n not in muon and p.ndim < 2]
-        groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
-        adam = torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99)
-        )
-        self.optimisers = [adam]
-        if muon:
-            parameters = [p for n, p in self.trained.items() if n in muon]
-            self.optimisers.append(Muon(parameters, lr=config.muon_lr, weight_decay=config.weight_decay))
+        groups: dict[tuple, dict] = {}
+        for name, p in self.trained.items():
+            factor, kind = rate(name), "muon" if name in muon else "decayed" if p.ndim >= 2 else "plain"
+            settings = {"lr": factor * (config.muon_lr if kind == "muon" else config.lr)}
+            settings["weight_decay"] = 0.0 if kind == "plain" else config.weight_decay
+            groups.setdefault((kind, factor), {"params": [], **settings})["params"].append(p)
+        by_adam = [group for (kind, _), group in groups.items() if kind != "muon"]
+        by_muon = [group for (kind, _), group in groups.items() if kind == "muon"]
+        self.optimisers = [torch.optim.AdamW(by_adam, lr=config.lr, betas=(0.9, 0.99))] if by_adam else []
+        if by_muon:
+            self.optimisers.append(Muon(by_muon, lr=config.muon_lr))
         self.base_rates = [[g["lr"] for g in o.param_groups] for o in self.optimisers]
         self.average = [p.detach().clone().float() for p in self.trained.values()] if config.ema else None
         self.step, self.elapsed, self.started, self.saved = 0, 0.0, time.time(), time.time()

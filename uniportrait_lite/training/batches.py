@@ -1,12 +1,14 @@
-"""The batches of the single-ID stage: what of a sample is dropped, swapped and hidden in noise."""
+"""The batches of both stages: what of a sample is dropped, swapped and hidden in noise."""
+
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from uniportrait_lite.toyworld.pretrain.unet import draw_timesteps
-from uniportrait_lite.training.data import Batch, PortraitData, tokenize
-from uniportrait_lite.training.settings import SingleIDConfig
+from uniportrait_lite.training.data import Batch, SceneData, tokenize
+from uniportrait_lite.training.settings import MultiIDConfig, StageConfig
 
 
 class Batches:
@@ -17,13 +19,13 @@ class Batches:
     tokens are trained. Independently, with probability `no_face` the ID branch is off.
     """
 
-    def __init__(self, config: SingleIDConfig, data: PortraitData, timesteps: int):
-        self.config, self.data, self.timesteps = config, data, timesteps
+    def __init__(self, config: StageConfig, data: SceneData, timesteps: int, intrinsic: str = "spatial"):
+        self.config, self.data, self.timesteps, self.intrinsic = config, data, timesteps, intrinsic
         self.no_text = tokenize(data.tokenizer, [""])[0]
         self.no_structure = data.features.unconditional().structure.cpu()
 
     def __call__(self, step: int, generator: torch.Generator, cached: bool = True) -> Batch:
-        config, size = self.config, self.config.batch
+        config, size = self.config, self.size
         parts = self.read(self.data.draw(generator, size, config.swap), cached)
         silent = torch.rand(size, generator=generator) < config.no_caption
         nobody = silent & (torch.rand(size, generator=generator) < config.nobody)
@@ -41,18 +43,41 @@ class Batches:
             active=torch.rand(size, generator=generator) >= config.no_face,
         )
 
+    @property
+    def size(self) -> int:
+        """Samples of a batch: fewer of wide pictures, so that all batches cost about the same."""
+        return max(1, self.config.batch * 128 // self.data.scenes.spec.width)
+
     def read(self, drawn: dict[str, np.ndarray], cached: bool = True) -> dict[str, Tensor]:
-        """What `PortraitData.read` gives, with the F_r that the settings ask for."""
+        """What `SceneData.read` gives, with the F_r, spatial or global, that the weights are for."""
         parts = self.data.read(drawn, cached)
-        if self.config.intrinsic == "global":
+        if self.intrinsic == "global":
             parts["intrinsic"] = self.as_vector(parts["intrinsic"])
         return parts
 
     @torch.no_grad()
     def as_vector(self, intrinsic: Tensor) -> Tensor:
-        """The face's one vector (B,1,D) from the stored map (B,49,C): the rest of the backbone."""
+        """The face's one vector (B,N,1,D) from the stored map (B,N,49,C): the rest of the backbone."""
         backbone = self.data.features.backbone
-        side = round(intrinsic.shape[1] ** 0.5)
-        maps = intrinsic.transpose(1, 2).unflatten(2, (side, side))
+        batch, people, length, _ = intrinsic.shape
+        side = round(length**0.5)
+        maps = intrinsic.flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))
         device = next(backbone.parameters()).device
-        return backbone.head(maps.to(device)).cpu().unsqueeze(1)
+        return backbone.head(maps.to(device)).cpu().view(batch, people, 1, -1)
+
+
+class GroupBatches:
+    """The batch of a step of the multi-ID stage: pictures of two people, or with probability `trios` of three.
+
+    The temperature of the routing's noise falls linearly from its first to its last value over `cooling` steps.
+    """
+
+    def __init__(self, config: MultiIDConfig, pairs: Batches, trios: Batches):
+        self.config, self.pairs, self.trios = config, pairs, trios
+
+    def __call__(self, step: int, generator: torch.Generator) -> Batch:
+        config = self.config
+        kind = self.trios if float(torch.rand(1, generator=generator)) < config.trios else self.pairs
+        done = min(1.0, step / config.cooling) if config.cooling else 1.0
+        temperature = config.temperature + (config.last_temperature - config.temperature) * done
+        return replace(kind(step, generator), temperature=torch.tensor(temperature))

@@ -7,17 +7,24 @@ that names the nearest: a misspelt setting must not become a training at default
 
 import argparse
 import difflib
+import json
 import types
 import typing
-from dataclasses import field, fields
+from dataclasses import asdict, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
 
 from uniportrait_lite.errors import ConfigError
+from uniportrait_lite.folders import writable_folder
+from uniportrait_lite.toyworld.pretrain.record import write_json
 
 T = TypeVar("T")
+MAY_CHANGE = (
+    "run_folder", "out", "start_from", "steps", "hours",
+    "log_every", "checkpoint_every", "samples_every", "measure_cache",
+)  # fmt: skip
 
 
 def setting(default: Any, help: str) -> Any:
@@ -74,6 +81,29 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"the config file {path} must hold `name: value` lines, not a {type(values).__name__}")
     return values
+
+
+def keep_settings(config: Any, frozen: dict[str, str]) -> None:
+    """Writes RUN_FOLDER/settings.json; where a checkpoint was made with other settings, says so instead of going on.
+
+    `frozen` are digests, by name, of what the training does not change.
+    """
+    path = writable_folder(config.run_folder, "choose another with --run-folder") / "settings.json"
+    now = {"settings": asdict(config), "frozen": frozen}
+    if path.exists() and (path.parent / "checkpoint.pt").exists():
+        before = json.loads(path.read_text())
+        changed = [
+            f"{name} was {before[part].get(name)!r} and is {value!r}"
+            for part, values in now.items()
+            for name, value in values.items()
+            if before[part].get(name) != value and name not in MAY_CHANGE
+        ]
+        if changed:
+            raise ConfigError(
+                f"{config.run_folder} holds a training with other settings ({'; '.join(changed)}): give them back, or "
+                f"another --run-folder (and --start-from {config.run_folder}/weights to build on what it learned)"
+            )
+    write_json(path, now)
 
 
 class _Parser(argparse.ArgumentParser):

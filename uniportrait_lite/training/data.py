@@ -1,4 +1,4 @@
-"""Samples of the single-ID stage: latents, face features and captions of drawn portraits, kept on disk."""
+"""Samples of both stages: latents, face features and captions of drawn scenes, kept on disk."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -25,11 +25,11 @@ DETAILS = {"scene": 0.70, "short": 0.15, "full": 0.15}  # identity has to come f
 
 @dataclass
 class Batch:
-    """One training batch of B samples.
+    """One training batch of B samples with N identities each, in any order.
 
-    latents and noise float32 (B,c,h,w); timesteps int64 (B,); text token ids int64 (B,48); F_r float32 (B,L_r,C_r)
-    and F_s float32 (B,L_s,C_s); box float32 (B,4), left, top, right and bottom of the face in shares of the picture;
-    active bool (B,), whether the ID branch is on.
+    latents and noise float32 (B,c,h,w); timesteps int64 (B,); text token ids int64 (B,48); F_r float32 (B,N,L_r,C_r)
+    and F_s float32 (B,N,L_s,C_s); boxes float32 (B,N,4), left, top, right and bottom of the faces in shares of the
+    picture; active bool (B,), whether the ID branch is on; temperature (), that of the routing's noise.
     """
 
     latents: Tensor
@@ -38,16 +38,18 @@ class Batch:
     text: Tensor
     intrinsic: Tensor
     structure: Tensor
-    box: Tensor
+    boxes: Tensor
     active: Tensor
+    temperature: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
-        return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in tensors.items() if v is not None})
 
 
-class PortraitData:
-    """What the frozen networks make of a rendered set of portraits, and draws from it.
+class SceneData:
+    """What the frozen networks make of a rendered set of scenes with n faces each, and draws from it.
 
     `folders` are those of `vae`, `backbone`, `clip` and `tokenizer`. Latents depend on the VAE, the store `faces` on
     backbone and CLIP, the store `captions` on the tokenizer and the wording, each by a digest of its own: new weights
@@ -58,66 +60,88 @@ class PortraitData:
         self.scenes = world.load_scenes(name, count)
         self.features, self.tokenizer, self.folders = features, tokenizer, folders
         self.latents = load_latents(self.scenes, folders["vae"])
-        drawn = [name, world.world_digest(), world.CHUNK]
+        drawn = [name, world.world_digest(), world.CHUNK, "(scene, face)"]
         worded = [*(Path(module.__file__) for module in (captions, sentences, wording)), CAPTIONS, DETAILS]
         faces = digest(*drawn, CROP, JITTER, *weights(folders["backbone"]), *weights(folders["clip"]))
         texts = digest(*drawn, *worded, *sorted(folders["tokenizer"].glob("*.json")))
         self.faces = Store(world.CACHE / f"faces-{name}-{faces}", self._faces, world.CHUNK).fill(len(self))
         self.texts = Store(world.CACHE / f"captions-{name}-{texts}", self._texts, world.CHUNK).fill(len(self))
-        self.people = self.scenes.person[:, 0]
+        self.people = self.scenes.person.ravel()  # of face k of scene i at i * n + k: a face's number
         self._order = np.argsort(self.people, kind="stable")
 
     def __len__(self) -> int:
         return len(self.scenes)
 
+    @property
+    def per_scene(self) -> int:
+        """n, the faces of a scene."""
+        return self.scenes.spec.faces
+
     def draw(self, generator: torch.Generator, size: int, swap: float) -> dict[str, np.ndarray]:
-        """Which scenes a batch shows, whose F_r they get (with probability `swap` another picture's), which caption."""
+        """Which scenes (B,) a batch shows, the numbers (B,n) of their faces in some order, whose F_r each of these gets
+        (with probability `swap` that of another picture of the person), and which caption (B,)."""
         rng = numpy_rng(generator)
-        target = rng.integers(len(self), size=size)
-        source = target.copy()
-        for i in np.flatnonzero(rng.random(size) < swap):
-            others = self.pictures_of(self.people[target[i]])
-            others = others[others != target[i]]
+        scene = rng.integers(len(self), size=size)
+        order = rng.permuted(np.tile(np.arange(self.per_scene), (size, 1)), axis=1)
+        face = scene[:, None] * self.per_scene + order
+        source = face.copy()
+        for place in np.argwhere(rng.random(face.shape) < swap):
+            others = self.pictures_of(self.people[face[*place]])
+            others = others[others != face[*place]]
             if len(others):
-                source[i] = rng.choice(others)
-        return {"target": target, "source": source, "caption": rng.integers(CAPTIONS, size=size)}
+                source[*place] = rng.choice(others)
+        return {"scene": scene, "face": face, "source": source, "caption": rng.integers(CAPTIONS, size=size)}
 
     def pictures_of(self, person: int) -> np.ndarray:
-        """The scenes that show the person of that seed."""
+        """The numbers of the faces that show the person of that seed."""
         start, end = np.searchsorted(self.people, [person, person + 1], sorter=self._order)
         return self._order[start:end]
 
     def read(self, drawn: dict[str, np.ndarray], cached: bool = True) -> dict[str, Tensor]:
         """The arrays of a draw by their names in `Batch`; without `cached` made anew, to see what storing brings."""
-        target, source = drawn["target"], drawn["source"]
+        scene, face, source = drawn["scene"], drawn["face"], drawn["source"]
         if cached:
             parts = {
-                "latents": self.latents[target],
-                "intrinsic": self.faces.rows("intrinsic", source),
-                "structure": self.faces.rows("structure", target),
-                "text": self.texts.rows("text", target),
+                "latents": self.latents[scene],
+                "intrinsic": self._stored("intrinsic", source),
+                "structure": self._stored("structure", face),
+                "text": self.texts.rows("text", scene),
             }
         else:
-            parts = {**self._encode(target), **self._faces(target), **self._texts(target)}
-            if len(swapped := np.flatnonzero(source != target)):
-                parts["intrinsic"][swapped] = self._faces(source[swapped])["intrinsic"]
-        parts["text"] = parts["text"][np.arange(len(target)), drawn["caption"]]
-        width, height = 64 * (self.scenes.spec.faces + 1), 128
-        parts["box"] = self.scenes.boxes[target, 0] / np.float32([width, height, width, height])
+            parts = {**self._encode(scene), **self._texts(scene), **self._features(self.crops(face.ravel()))}
+            if (source != face).any():
+                parts["intrinsic"] = self._features(self.crops(source.ravel()))["intrinsic"]
+            for name in ("intrinsic", "structure"):
+                parts[name] = parts[name].reshape(*face.shape, *parts[name].shape[1:])
+        parts["text"] = parts["text"][np.arange(len(scene)), drawn["caption"]]
+        size = np.float32([self.scenes.spec.width, 128] * 2)
+        parts["boxes"] = self.scenes.boxes.reshape(-1, 4)[face] / size
         return {k: torch.from_numpy(v.astype(np.int64 if k == "text" else np.float32)) for k, v in parts.items()}
 
-    def crops(self, indices: Sequence[int]) -> np.ndarray:
-        """Aligned faces uint8 (B,224,224,3) by the true landmarks, moved a little: always the same for a scene."""
-        indices = np.asarray(indices)
-        boxes, landmarks = self.scenes.boxes[indices, 0], self.scenes.landmarks[indices, 0]
+    def _stored(self, name: str, faces: np.ndarray) -> np.ndarray:
+        """Stored features (B,n,L,C) of faces by their numbers (B,n)."""
+        scenes, places = np.divmod(faces.ravel(), self.per_scene)
+        rows = self.faces.rows(name, scenes)[np.arange(len(scenes)), places]
+        return rows.reshape(*faces.shape, *rows.shape[1:])
+
+    def crops(self, faces: Sequence[int]) -> np.ndarray:
+        """Aligned faces uint8 (B,224,224,3) by the true landmarks, moved a little: always the same for a face."""
+        faces = np.asarray(faces)
+        boxes, landmarks = self.scenes.boxes.reshape(-1, 4)[faces], self.scenes.landmarks.reshape(-1, 5, 2)[faces]
         width = (boxes[:, 2] - boxes[:, 0])[:, None, None]
-        moved = [np.random.Generator(np.random.PCG64([int(i), 5])).normal(0, JITTER, (5, 2)) for i in indices]
-        return crop(self.scenes.images(indices), landmarks + width * np.stack(moved), CROP)
+        moved = [np.random.Generator(np.random.PCG64([int(i), 5])).normal(0, JITTER, (5, 2)) for i in faces]
+        return crop(self.scenes.images(faces // self.per_scene), landmarks + width * np.stack(moved), CROP)
 
     # --- what is stored ------------------------------------------------------------------------------------------
-    def _faces(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """F_r and F_s of the crops."""
-        found = self.features(self._pixels(self.crops(indices)))
+    def _faces(self, scenes: Sequence[int]) -> dict[str, np.ndarray]:
+        """F_r and F_s (B,n,L,C) of all faces of some scenes."""
+        faces = np.asarray(scenes)[:, None] * self.per_scene + np.arange(self.per_scene)
+        found = self._features(self.crops(faces.ravel()))
+        return {name: values.reshape(*faces.shape, *values.shape[1:]) for name, values in found.items()}
+
+    def _features(self, crops: np.ndarray) -> dict[str, np.ndarray]:
+        """F_r and F_s (B,L,C) of crops."""
+        found = self.features(self._pixels(crops))
         return {"intrinsic": _half(found.intrinsic), "structure": _half(found.structure)}
 
     def _texts(self, indices: Sequence[int]) -> dict[str, np.ndarray]:

@@ -1,7 +1,8 @@
-"""The network of the single-ID stage: what is trained, around what is frozen."""
+"""The networks of both stages: what is trained, around what is frozen."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,14 +12,25 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModel
 
 from uniportrait_lite import checkpoints
-from uniportrait_lite.attention import IDConditions, add_lora, attach_id_attention
+from uniportrait_lite.attention import (
+    SEVERAL,
+    SINGLE,
+    IDConditions,
+    add_lora,
+    add_routers,
+    attach_id_attention,
+    lora_parameters,
+)
 from uniportrait_lite.backbone import IRResNet
-from uniportrait_lite.checkpoints import UniPortraitConfig
+from uniportrait_lite.checkpoints import CallDefaults, UniPortraitConfig
 from uniportrait_lite.errors import ConfigError, WeightsError
 from uniportrait_lite.features import FaceFeatures, load_clip_vision
 from uniportrait_lite.id_embedding import IDEmbedding, IDEmbeddingConfig
+from uniportrait_lite.id_routing import LAMBDA, Routing, box_masks, routing_accuracy, routing_loss
 from uniportrait_lite.quiet import no_progress_bars
 from uniportrait_lite.speed import fast_attention
+from uniportrait_lite.toyworld.pretrain import data as world
+from uniportrait_lite.toyworld.scenes import MAX_PEOPLE
 from uniportrait_lite.training.data import Batch, weights
 from uniportrait_lite.training.settings import SingleIDConfig
 from uniportrait_lite.training.store import digest
@@ -36,27 +48,37 @@ class SingleID(nn.Module):
         self.config, self.bf16, self.face_weight = config, precision == "bf16", face_weight
         self.id_embedding = IDEmbedding(config.id_embedding)
         self.id_attention = attach_id_attention(unet)
-        add_lora(unet, config.lora_rank)
+        add_lora(unet, config.lora_rank, self.lora)
         if self.bf16:  # as autocast would cast them, but once, not in every step
             for layer in [*unet.modules(), *text_encoder.modules()]:
                 if isinstance(layer, nn.Linear | nn.Conv2d) and not layer.weight.requires_grad:
                     layer.to(torch.bfloat16)
+
+    lora = SINGLE
 
     def weights(self) -> dict[str, Tensor]:
         """All that is trained, under the names that a checkpoint has for it."""
         return checkpoints.weights(self.id_embedding, self.id_attention, self.unet)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The diffusion loss ("loss"), and its part inside the face's box ("face")."""
+        """The diffusion loss ("loss"), and its part inside the faces' boxes ("face")."""
+        return self.diffusion_loss(batch, routing=None)
+
+    def tokens(self, batch: Batch) -> Tensor:
+        """The ID tokens (B,N,16,D) of a batch."""
+        people = batch.intrinsic.shape[:2]
+        return self.id_embedding(batch.intrinsic.flatten(0, 1), batch.structure.flatten(0, 1)).unflatten(0, people)
+
+    def diffusion_loss(self, batch: Batch, routing: Routing | None) -> dict[str, Tensor]:
+        """The error of the U-Net's prediction, over the picture and inside the faces' boxes."""
         with fast_attention(), disable_input_dtype_casting(self.unet, active=self.bf16):
             with torch.no_grad():
                 text = self.text_encoder(batch.text).last_hidden_state
-            tokens = self.id_embedding(batch.intrinsic, batch.structure).unsqueeze(1)
             noisy = self.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
-            identities = {"identities": IDConditions(tokens, active=batch.active)}
+            identities = {"identities": IDConditions(self.tokens(batch), active=batch.active, routing=routing)}
             predicted = self.unet(noisy, batch.timesteps, text, cross_attention_kwargs=identities).sample.float()
         error = (predicted - self._target(batch)).square().mean(dim=1)
-        inside = face_mask(batch.box, error.shape[1:])
+        inside = box_masks(batch.boxes, error.shape[1:]).amax(dim=1)
         weight = 1 + (self.face_weight - 1) * inside
         return {
             "loss": (error * weight).sum() / weight.sum(),
@@ -72,14 +94,68 @@ class SingleID(nn.Module):
         raise ConfigError(f"the base model predicts {kind!r}: this stage knows epsilon and v_prediction")
 
 
-def face_mask(box: Tensor, size: Sequence[int]) -> Tensor:
-    """1 where a latent's centre is inside the face's box (B,4), given in shares of the picture; (B,h,w)."""
-    height, width = size
-    x = (torch.arange(width, device=box.device) + 0.5) / width
-    y = (torch.arange(height, device=box.device) + 0.5) / height
-    left, top, right, bottom = (edge[:, None] for edge in box.unbind(1))
-    across, down = (x >= left) & (x <= right), (y >= top) & (y <= bottom)
-    return (down[:, :, None] & across[:, None, :]).float()
+class MultiID(SingleID):
+    """Routers and a second LoRA are trained, around what the single-ID stage left: `tensors`, under its names.
+
+    The second LoRA begins as the first, and takes its place.
+    """
+
+    lora = SEVERAL
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, scheduler: DDPMScheduler,
+                 config: UniPortraitConfig, tensors: Mapping[str, Tensor], precision: str = "fp32",
+                 face_weight: float = 1.0, route_weight: float = LAMBDA, soft: bool = False):  # fmt: skip
+        super().__init__(unet, text_encoder, scheduler, config, precision, face_weight)
+        self.route_weight, self.soft = route_weight, soft
+        first = super().weights() | {f"lora.{name}": p for name, p in lora_parameters(unet, SEVERAL).items()}
+        checkpoints.fill(first, tensors, origin="the single-ID weights")
+        self.id_embedding.requires_grad_(False).eval()
+        self.id_attention.requires_grad_(False)
+        add_routers(self.id_attention, config.id_embedding.queries)
+
+    def train(self, mode: bool = True) -> "MultiID":
+        """The ID embedding stays in evaluation mode: frozen, it drops nothing."""
+        super().train(mode)
+        self.id_embedding.eval()
+        return self
+
+    def weights(self) -> dict[str, Tensor]:
+        """All that is trained, under the names that a checkpoint has for it."""
+        return checkpoints.multi_weights(self.id_attention, self.unet)
+
+    @torch.no_grad()
+    def tokens(self, batch: Batch) -> Tensor:
+        """The ID tokens (B,N,16,D) of a batch."""
+        return super().tokens(batch)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss, its two parts, and where the routers are right.
+
+        "loss" is "diffusion" plus lambda times "route", the routing regularization loss of what the routers would
+        choose without noise. "right_down", "right_mid" and "right_up" are the shares of locations inside exactly one
+        face's box whose router names that face.
+        """
+        logits: dict[str, Tensor] = {}
+
+        def record(name: str, psi: Tensor, scores: Tensor) -> None:
+            logits[name] = scores.float()
+
+        routing = Routing(batch.latents.shape[-2:], None, batch.temperature, self.soft, record)
+        found = self.diffusion_loss(batch, routing)
+        shown = {name: scores[batch.active] for name, scores in logits.items()}
+        boxes = batch.boxes[batch.active]
+        route = routing_loss({name: scores.softmax(dim=1) for name, scores in shown.items()}, boxes)
+        right: dict[str, list[Tensor]] = {}
+        with torch.no_grad():
+            for name, share in routing_accuracy(shown, boxes).items():
+                right.setdefault(f"right_{name.split('_')[0]}", []).append(share)
+        return {
+            "loss": found["loss"] + self.route_weight * route,
+            "diffusion": found["loss"],
+            "face": found["face"],
+            "route": route,
+            **{name: torch.stack(shares).nanmean() for name, shares in right.items()},
+        }
 
 
 class Stack:
@@ -121,12 +197,27 @@ def method_config(config: SingleIDConfig, stack: Stack) -> UniPortraitConfig:
         structure=config.structure,
         **drops,
     )
-    return UniPortraitConfig(id_embedding=embedding, intrinsic=config.intrinsic, lora_rank=config.lora_rank)
+    widths = tuple(world.SceneSet("", range(1), people + 1).width for people in range(MAX_PEOPLE))
+    return UniPortraitConfig(
+        id_embedding=embedding, intrinsic=config.intrinsic, lora_rank=config.lora_rank,
+        defaults=CallDefaults(widths=widths),
+    )  # fmt: skip
 
 
 def save(folder: Path, model: SingleID, stack: Stack) -> Path:
     """Writes the weights as `UniPortrait.attach` reads them, with the way from there to the encoders."""
+    return checkpoints.save(folder, _at(folder, model.config, stack), model.weights())
+
+
+def save_single(folder: Path, single: Path, stack: Stack) -> None:
+    """Puts the single-ID weights of the folder `single` into `folder`, where the multi-ID weights need them."""
+    if folder.resolve() != single.resolve():
+        config, tensors = checkpoints.load(single)
+        checkpoints.save(folder, _at(folder, config, stack), tensors)
+
+
+def _at(folder: Path, config: UniPortraitConfig, stack: Stack) -> UniPortraitConfig:
+    """The config with the way from `folder` to the encoders."""
     names = ("backbone", "clip", "faces")
     encoders = {name: Path(os.path.relpath(stack.folders[name], folder)).as_posix() for name in names}
-    values = {**vars(model.config), "encoders": encoders}
-    return checkpoints.save(folder, UniPortraitConfig(**values), model.weights())
+    return replace(config, encoders=encoders)

@@ -1,4 +1,4 @@
-"""What a training shows of itself: a grid of portraits of people nobody trained on, and the judge's opinion of them."""
+"""What a training shows of itself: a grid of pictures of people nobody trained on, and the judge's opinion of them."""
 
 import os
 from functools import cached_property
@@ -11,6 +11,7 @@ from PIL import Image
 
 from uniportrait_lite import checkpoints
 from uniportrait_lite.adapter import UniPortrait
+from uniportrait_lite.assignment import assign
 from uniportrait_lite.evaluation import metrics
 from uniportrait_lite.faces import detector_of
 from uniportrait_lite.quiet import no_progress_bars
@@ -19,6 +20,7 @@ from uniportrait_lite.toyworld.pretrain.recognition import crop
 
 PEOPLE = splits.HELD_OUT[1300:1308]
 PROMPTS = ({"expression": "smile", "background": "beach"}, {"hat": "beanie", "background": "park"}, {"style": "comic"})
+GROUP_PROMPTS = ("two people at the beach", "two friends in the park, all smiling", "two people, comic style")
 
 
 class Samples:
@@ -36,9 +38,7 @@ class Samples:
 
     def __call__(self, grid: Path) -> dict[str, float]:
         """Writes the grid (a row a person: the reference, then portraits); returns what the judge finds."""
-        up = self._uniportrait
-        _, tensors = checkpoints.load(self.weights)
-        checkpoints.fill(checkpoints.weights(up.id_embedding, up.id_attention, up.unet), tensors)
+        up = self._loaded()
         rows = []
         for number, scene in enumerate(self.references):
             presentation = scene.faces[0].person.presentation
@@ -58,6 +58,17 @@ class Samples:
         found = 1 - np.isnan(portraits[..., 0]).mean()
         return {"faces_found": float(found), "facesim": float(own.mean()), "facesim_others": float(others.mean())}
 
+    def _loaded(self) -> UniPortrait:
+        """With the weights as they are now."""
+        up = self._uniportrait
+        checkpoints.fill(
+            checkpoints.weights(up.id_embedding, up.id_attention, up.unet), checkpoints.load(self.weights)[1]
+        )
+        if up.routes:
+            multi = checkpoints.load_multi(self.weights)
+            checkpoints.fill(checkpoints.multi_weights(up.id_attention, up.unet), multi)
+        return up
+
     @cached_property
     def _uniportrait(self) -> UniPortrait:
         with no_progress_bars():
@@ -76,13 +87,39 @@ class Samples:
         )
 
 
+class GroupSamples(Samples):
+    """The same with two people in each picture."""
+
+    def __call__(self, grid: Path) -> dict[str, float]:
+        """Writes the grid (a row a pair: their references, then pictures); returns what the judge finds.
+
+        `facesim_lowest`: the mean over pictures of the lower of the two matched similarities; `distinct`: the share of
+        pictures with both people once, by the judge.
+        """
+        up, lowest, distinct, rows = self._loaded(), [], [], []
+        judge = detector_of(self.faces, embed=True) if self._has_judge else None
+        for number in range(0, len(self.references), 2):
+            pair = self.references[number : number + 2]
+            out = up(list(GROUP_PROMPTS), [self._identity(scene) for scene in pair], seed=100 * number)
+            rows.append([*(scene.image for scene in pair), *out.images])
+            for image in out.images if judge else ():
+                faces = judge.detect(image)
+                found = assign([f.box for f in faces], [f.embedding for f in faces], judge.embeddings(rows[-1][:2]))
+                lowest.append(min(found.matched))
+                distinct.append(found.distinct)
+        save_grid(rows, grid)
+        return {"facesim_lowest": float(np.mean(lowest)), "distinct": float(np.mean(distinct))} if judge else {}
+
+
 def save_grid(rows: list[list[Image.Image]], path: Path) -> None:
-    """Pictures of one size, row by row, as one PNG that is there whole or not at all."""
-    width, height = rows[0][0].size
-    sheet = Image.new("RGB", (width * max(map(len, rows)), height * len(rows)))
+    """Pictures of one height, row by row, as one PNG that is there whole or not at all."""
+    height = rows[0][0].height
+    sheet = Image.new("RGB", (max(sum(image.width for image in row) for row in rows), height * len(rows)))
     for y, row in enumerate(rows):
-        for x, image in enumerate(row):
-            sheet.paste(image, (x * width, y * height))
+        x = 0
+        for image in row:
+            sheet.paste(image, (x, y * height))
+            x += image.width
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     sheet.save(temporary, format="PNG")

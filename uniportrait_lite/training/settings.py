@@ -1,13 +1,14 @@
-"""The settings of the single-ID stage, with what its `--help` says of them."""
+"""The settings of both stages, with what `--help` says of them."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from uniportrait_lite.errors import ConfigError
+from uniportrait_lite.id_routing import LAMBDA
 from uniportrait_lite.loop import LoopConfig
 from uniportrait_lite.training.config import setting
 
-DESCRIPTION = """\
+SINGLE_ID = """\
 Teaches a frozen text-to-image model to draw a person from a picture of their face (paper: single-ID stage).
 
 Each step takes drawn portraits with their captions, hides them in noise, and asks the model to tell the noise from the
@@ -15,7 +16,7 @@ picture, given the caption and the ID tokens of the person's face. Only what car
 embedding, the ID keys and values of every cross-attention, and a LoRA. All else stays as it was pretrained, so what
 those frozen networks make of the portraits is computed once and read from runs/cache ever after.
 """
-EPILOG = """\
+SINGLE_ID_EPILOG = """\
 examples:
   python -m uniportrait_lite train single_id --steps none --hours 2     two hours, with the schedule that fits them
       the same command again goes on where it was stopped or killed
@@ -30,29 +31,43 @@ What to watch: "face" is the loss inside the face's box; "facesim" is the judge'
 nobody trained on to their references, which has to rise above "facesim_others", that to other people's references.
 """
 
+MULTI_ID = """\
+Teaches the same model to draw several people in one picture, each in their own face (paper: multi-ID stage).
+
+Each step takes drawn pictures of two or three people. In every cross-attention a router decides, for each location,
+whose ID tokens it listens to; it learns this from the diffusion loss and from the faces' boxes (the routing
+regularization loss). Trained are the routers and a second LoRA, which begins as the single-ID stage's; ID embedding
+and ID keys and values stay as that stage left them, so pictures of one person stay the same, to the bit.
+"""
+MULTI_ID_EPILOG = """\
+examples:
+  python -m uniportrait_lite train multi_id --steps none --hours 0.5    half an hour, with the schedule that fits it
+      the same command again goes on where it was stopped or killed
+  python -m uniportrait_lite train multi_id --route-weight 0            an ablation: without the routing loss
+  accelerate launch -m uniportrait_lite train multi_id                  on one GPU or several, each with its own batches
+
+A run's folder (--run-folder) holds checkpoint.pt, log.jsonl, TensorBoard's tb, settings.json, samples (a row a pair:
+references, then pictures) and weights, the averaged weights so far, as UniPortrait.attach reads them.
+What to watch: "route" is the routing regularization loss, "right_down", "right_mid" and "right_up" the share of
+locations inside face boxes whose router names the right person, by part of the U-Net; "facesim_lowest" is the lower of
+two people's similarities to their references in one picture, people nobody trained on.
+"""
+
 
 @dataclass
-class SingleIDConfig:
-    """A run's settings; where the paper has another value, or none, the help says so."""
+class StageConfig:
+    """What both stages can be told; where the paper has another value, or none, the help says so."""
 
     profile: Literal["tiny"] = setting("tiny", "which stack is trained: its folder of weights, its world")
-    run_folder: str | None = setting(
-        None, "the run's folder; none: runs/single_id, or runs/single_id_VARIANT for an ablation"
-    )
+    run_folder: str | None = setting(None, "the run's folder; none: runs/STAGE, or runs/STAGE_VARIANT for an ablation")
     out: str | None = setting(
         None, "gets the final weights; none: the profile's uniportrait, RUN_FOLDER/weights for an ablation"
     )
-    start_from: str | None = setting(None, "weights to begin with in place of new ones: a folder")
-    portraits: int = setting(20_000, "how many drawn portraits to train on, of 4,000 people in turn")
-    batch: int = setting(32, "portraits in a step, for each process (paper: 128 in all)")
+    batch: int = setting(32, "portraits in a step, or as many pixels, for each process (paper: 128 in all)")
     steps: int | None = setting(12_000, "length of the run in steps; with hours, whichever ends first")
     hours: float | None = setting(None, "length of the run in hours")
-    lr: float = setting(
-        1e-3, "AdamW's rate, for LoRA, biases, norms and queries, without muon_lr for all (paper: 1e-5)"
-    )
-    muon_lr: float | None = setting(
-        0.01, "Muon's rate, for the matrices of the ID embedding and the ID keys and values"
-    )
+    lr: float = setting(1e-3, "AdamW's rate, for LoRA, biases, norms and queries, or for all (paper: 1e-5)")
+    muon_lr: float | None = setting(0.01, "Muon's rate, for all other matrices")
     weight_decay: float = setting(0.01, "of the matrices")
     warmup: int = setting(100, "steps over which the rates rise")
     cooldown: float = setting(0.5, "last share of the run, over which they fall to 0")
@@ -65,48 +80,71 @@ class SingleIDConfig:
     timesteps: Literal["middle", "uniform"] = setting(
         "middle", "middle: most where faces take form, as the base model has it; uniform: as is usual"
     )
-    face_weight: float = setting(2.0, "weight of the loss inside the face's box (the base model's; paper: 1)")
-    lora_rank: int = setting(16, "rank of the LoRA (paper: 128, on a wider U-Net)")
-    intrinsic: Literal["spatial", "global"] = setting("spatial", "ablation: global takes the face's one vector for F_r")
-    structure: bool = setting(True, "ablation: false leaves the structure branch out")
-    drop: bool = setting(True, "ablation: false trains without DropToken and DropPath")
+    face_weight: float = setting(2.0, "weight of the loss inside faces' boxes (the base model's; paper: 1)")
     seed: int = setting(0, "of all that is drawn at random")
     log_every: int = setting(20, "steps")
     checkpoint_every: float = setting(120.0, "seconds")
     samples_every: int = setting(1000, "steps from one grid of samples, with its FaceSim, to the next")
-    measure_cache: bool = setting(
-        False, "true: first time steps with and without what is cached, into RUN_FOLDER/cache.json"
-    )
 
-    def __post_init__(self):
-        shares = {name: getattr(self, name) for name in ("swap", "no_face", "no_caption", "nobody")}
-        for name, value in shares.items():
-            if not 0 <= value <= 1:
-                raise ConfigError(f"{name} is a share from 0 to 1, not {value}")
-        for name in ("portraits", "batch", "lora_rank", "samples_every", "log_every"):
+    def _check(self, stage: str, changed: dict[str, bool], shares: tuple[str, ...], counts: tuple[str, ...]):
+        """Checks the settings, names the variant, and with it the run's folder."""
+        for name in ("swap", "no_face", "no_caption", "nobody", *shares):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
+        for name in ("batch", "samples_every", "log_every", *counts):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is at least 1, not {getattr(self, name)}")
         if self.face_weight <= 0:
             raise ConfigError(f"face_weight is above 0, not {self.face_weight}")
-        changed = {"global": self.intrinsic == "global", "no_structure": not self.structure, "no_drop": not self.drop}
         self.variant = "_".join(name for name, is_so in changed.items() if is_so)
-        self.run_folder = self.run_folder or "_".join(filter(None, ("runs/single_id", self.variant)))
+        self.run_folder = self.run_folder or "_".join(filter(None, (f"runs/{stage}", self.variant)))
         self.loop()  # checks the rest
 
     def loop(self) -> LoopConfig:
         """The part that the loop reads."""
         names = (
-            "steps",
-            "hours",
-            "lr",
-            "muon_lr",
-            "weight_decay",
-            "warmup",
-            "cooldown",
-            "ema",
-            "precision",
-            "seed",
-            "log_every",
-            "checkpoint_every",
-        )
+            "steps", "hours", "lr", "muon_lr", "weight_decay", "warmup", "cooldown", "ema", "precision", "seed",
+            "log_every", "checkpoint_every",
+        )  # fmt: skip
         return LoopConfig(out=self.run_folder, **{name: getattr(self, name) for name in names})
+
+
+@dataclass
+class SingleIDConfig(StageConfig):
+    """The settings of a run of the single-ID stage."""
+
+    start_from: str | None = setting(None, "weights to begin with in place of new ones: a folder")
+    portraits: int = setting(20_000, "how many drawn portraits to train on, of 4,000 people in turn")
+    lora_rank: int = setting(16, "rank of the LoRA (paper: 128, on a wider U-Net)")
+    intrinsic: Literal["spatial", "global"] = setting("spatial", "ablation: global takes the face's one vector for F_r")
+    structure: bool = setting(True, "ablation: false leaves the structure branch out")
+    drop: bool = setting(True, "ablation: false trains without DropToken and DropPath")
+    measure_cache: bool = setting(
+        False, "true: first time steps with and without what is cached, into RUN_FOLDER/cache.json"
+    )
+
+    def __post_init__(self):
+        changed = {"global": self.intrinsic == "global", "no_structure": not self.structure, "no_drop": not self.drop}
+        self._check("single_id", changed, (), ("portraits", "lora_rank"))
+
+
+@dataclass
+class MultiIDConfig(StageConfig):
+    """The settings of a run of the multi-ID stage."""
+
+    single_id: str | None = setting(None, "single-ID weights to build on: a folder; none: the profile's uniportrait")
+    groups: int = setting(4_000, "how many drawn pictures of two people to train on, and as many of three")
+    trios: float = setting(0.4, "share of steps with three people")
+    route_weight: float = setting(LAMBDA, "lambda, of the routing regularization loss (paper: 0.1); ablation: 0")
+    lora_rate: float = setting(0.1, "the LoRA's share of the learning rate (paper: 0.1)")
+    temperature: float = setting(1.0, "of the routers' Gumbel noise at first (not published)")
+    last_temperature: float = setting(0.5, "and after COOLING steps (not published)")
+    cooling: int = setting(2000, "steps over which the temperature falls")
+    soft: bool = setting(False, "true: shares of all identities in place of one-hot, straight through (not published)")
+
+    def __post_init__(self):
+        if min(self.temperature, self.last_temperature) <= 0:
+            raise ConfigError("a temperature is above 0")
+        if min(self.route_weight, self.lora_rate, self.cooling) < 0:
+            raise ConfigError("route_weight, lora_rate and cooling are not below 0")
+        self._check("multi_id", {"no_route": self.route_weight == 0, "soft": self.soft}, ("trios",), ("groups",))

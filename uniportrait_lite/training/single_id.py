@@ -1,9 +1,7 @@
 """The single-ID stage: trains the ID embedding, the ID keys and values and the LoRA on portraits of one person each."""
 
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -12,23 +10,18 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from uniportrait_lite import checkpoints
-from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.folders import data_folder, writable_folder
 from uniportrait_lite.loop import train
 from uniportrait_lite.toyworld.pretrain import data as world
 from uniportrait_lite.toyworld.pretrain.record import write_json
 from uniportrait_lite.training.batches import Batches
-from uniportrait_lite.training.config import load
-from uniportrait_lite.training.data import Batch, PortraitData
+from uniportrait_lite.training.config import keep_settings, load
+from uniportrait_lite.training.data import Batch, SceneData
 from uniportrait_lite.training.network import SingleID, Stack, method_config, save
 from uniportrait_lite.training.samples import Samples
-from uniportrait_lite.training.settings import DESCRIPTION, EPILOG, SingleIDConfig
+from uniportrait_lite.training.settings import SINGLE_ID, SINGLE_ID_EPILOG, SingleIDConfig
 from uniportrait_lite.training.watch import Validation, measure_cache, recipe
 
-MAY_CHANGE = (
-    "run_folder", "out", "start_from", "steps", "hours",
-    "log_every", "checkpoint_every", "samples_every", "measure_cache",
-)  # fmt: skip
 VALIDATION = 64  # portraits of people outside training
 
 
@@ -42,26 +35,6 @@ def build(config: SingleIDConfig, stack: Stack) -> SingleID:
     return model
 
 
-def keep_settings(config: SingleIDConfig, stack: Stack) -> None:
-    """Writes RUN_FOLDER/settings.json; where a checkpoint was made with other settings, says so instead of going on."""
-    path = writable_folder(config.run_folder, "choose another with --run-folder") / "settings.json"
-    now = {"settings": asdict(config), "frozen": stack.digests()}
-    if path.exists() and (path.parent / "checkpoint.pt").exists():
-        before = json.loads(path.read_text())
-        changed = [
-            f"{name} was {before[part].get(name)!r} and is {value!r}"
-            for part, values in now.items()
-            for name, value in values.items()
-            if before[part].get(name) != value and name not in MAY_CHANGE
-        ]
-        if changed:
-            raise ConfigError(
-                f"{config.run_folder} holds a training with other settings ({'; '.join(changed)}): give them back, or "
-                f"another --run-folder (and --start-from {config.run_folder}/weights to build on what it learned)"
-            )
-    write_json(path, now)
-
-
 def run(config: SingleIDConfig) -> list[dict]:
     """Trains, or goes on with a training, and writes the weights; returns the log."""
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -70,18 +43,18 @@ def run(config: SingleIDConfig) -> list[dict]:
     out = Path(config.out) if config.out else weights_folder if config.variant else folder / "uniportrait"
     stack = Stack(folder)
     if state.is_main_process:
-        keep_settings(config, stack)
+        keep_settings(config, stack.digests())
         writable_folder(out, "choose another with --out")  # now, not after hours
     cache = writable_folder(world.CACHE, "run this from a folder of yours")
     model = build(config, stack).to(state.device)
     stack.features.to(state.device)
     with FileLock(cache / "single_id.lock"):  # one process draws and computes, the others read
         data, unseen = (
-            PortraitData(name, count, stack.features, stack.tokenizer, stack.folders)
+            SceneData(name, count, stack.features, stack.tokenizer, stack.folders)
             for name, count in (("portraits", config.portraits), ("unseen", VALIDATION))
         )
-    batches = Batches(config, data, stack.scheduler.config.num_train_timesteps)
-    validation = Validation(Batches(config, unseen, batches.timesteps), VALIDATION)
+    batches = Batches(config, data, stack.scheduler.config.num_train_timesteps, config.intrinsic)
+    validation = Validation(Batches(config, unseen, batches.timesteps, config.intrinsic), VALIDATION)
     samples = Samples(stack.pipeline, weights_folder, stack.folders["faces"])
 
     def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -102,7 +75,7 @@ def run(config: SingleIDConfig) -> list[dict]:
     if state.is_main_process:
         for place in dict.fromkeys((weights_folder, out)):
             save(place, model, stack)
-            write_json(place / "single_id.recipe.json", recipe(config, history))
+            write_json(place / "single_id.recipe.json", recipe("single_id", config, history, "unseen_face"))
         print(f"weights in {out}", flush=True)
     return history
 
@@ -111,4 +84,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     """`python -m uniportrait_lite train single_id`."""
     prog = "python -m uniportrait_lite train single_id"
     arguments = sys.argv[1:] if argv is None else list(argv)
-    run(load(SingleIDConfig, arguments, prog=prog, description=DESCRIPTION, epilog=EPILOG))
+    run(load(SingleIDConfig, arguments, prog=prog, description=SINGLE_ID, epilog=SINGLE_ID_EPILOG))

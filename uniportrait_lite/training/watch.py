@@ -10,7 +10,7 @@ from uniportrait_lite.toyworld.pretrain.record import command, hardware
 from uniportrait_lite.training.batches import Batches
 from uniportrait_lite.training.data import Batch
 from uniportrait_lite.training.network import SingleID
-from uniportrait_lite.training.settings import SingleIDConfig
+from uniportrait_lite.training.settings import StageConfig
 
 
 class Validation:
@@ -22,7 +22,9 @@ class Validation:
 
     def __init__(self, batches: Batches, count: int):
         indices = np.arange(min(count, len(batches.data)))
-        parts = batches.read({"target": indices, "source": indices, "caption": np.zeros(len(indices), int)})
+        faces = indices[:, None]
+        drawn = {"scene": indices, "face": faces, "source": faces, "caption": np.zeros(len(indices), int)}
+        parts = batches.read(drawn)
         self.batch = Batch(
             **parts,
             noise=torch.randn(parts["latents"].shape, generator=torch.Generator().manual_seed(0)),
@@ -79,16 +81,16 @@ def measure_cache(model: SingleID, batches: Batches, repeats: int = 5) -> dict[s
     return {**{name: round(value, 4) for name, value in found.items()}, "speedup": round(speedup, 2)}
 
 
-def recipe(config: SingleIDConfig, history: list[dict]) -> dict:
+def recipe(stage: str, config: StageConfig, history: list[dict], sign: str) -> dict:
     """What was run to get the weights: settings, steps, seconds, hardware, and the curve in some sixty points.
 
-    `metrics` are the last of each that was logged.
+    `metrics` are the last of each that was logged; a line with `sign` is one of those measured now and then.
     """
     metrics = {name: value for line in history for name, value in line.items()}
     steps, seconds = (metrics.pop(name, 0) for name in ("step", "seconds"))
-    measured = [line for line in history if "unseen_face" in line]
+    measured = [line for line in history if sign in line]
     return {
-        "recipe": command("single_id", config, "train"),
+        "recipe": command(stage, config, "train"),
         "config": asdict(config),
         "steps": steps,
         "seconds": seconds,

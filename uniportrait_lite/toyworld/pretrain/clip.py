@@ -1,10 +1,9 @@
 """The tiny CLIP: text and vision towers with projections, trained contrastively on scenes and their captions.
 
-The text tower becomes the text encoder of the tiny Stable Diffusion; the vision tower sees the face crops. So half of
-the pictures are cut close around the face, as such a crop is.
+The text encoder of the tiny Stable Diffusion starts from the text tower; the vision tower sees the face crops. So half
+of the pictures are cut close around the face, as such a crop is.
 """
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +24,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 @dataclass
 class CLIPRecipe:
     out: str = "runs/clip"
-    folder: str = "data/tiny"  # receives clip/, sd/text_encoder/ and sd/tokenizer/
+    folder: str = "data/tiny"  # receives clip/ and sd/tokenizer/
     scenes: int = 20_000
     batch: int = 96
     steps: int | None = 3000
@@ -175,14 +174,11 @@ def retrieval(model: Contrast, tokenizer, count: int = 100) -> dict:
 
 
 def export(clip, tokenizer, folder: Path):
-    """Writes clip/ (both towers, tokenizer, image processor) and sd/text_encoder/."""
-    from transformers import CLIPImageProcessor, CLIPTextModel
+    """Writes clip/: both towers, tokenizer, image processor."""
+    from transformers import CLIPImageProcessor
 
     save_half(clip, folder / "clip")
     tokenizer.save_pretrained(folder / "clip")
     CLIPImageProcessor(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224}).save_pretrained(
         folder / "clip"
     )
-    text = CLIPTextModel.from_pretrained(folder / "clip", dtype=torch.float32)
-    save_half(text, folder / "sd" / "text_encoder")
-    shutil.rmtree(folder / "sd" / "text_encoder" / ".cache", ignore_errors=True)

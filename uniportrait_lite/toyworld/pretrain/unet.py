@@ -30,14 +30,14 @@ PROMPTS = (
 )
 
 
-FROZEN = ("vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors", "tokenizer/tokenizer.json")
+FROZEN = ("vae/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer.json")
 
 
 @dataclass
 class UNetRecipe:
     out: str = "runs/unet"
     folder: str = "data/tiny/sd"
-    start_from: str | None = None  # a U-Net's folder, to go on from shipped weights where the run's folder is gone
+    start_from: str = ""  # a pipeline's folder, to go on from shipped weights where the run's folder is gone
     portraits: int = 40_000
     groups: int = 6_000  # of two, and as many of three
     group_share: float = 0.15  # of the steps: that many of two, that many of three people
@@ -46,6 +46,7 @@ class UNetRecipe:
     hours: float | None = None
     lr: float = 1e-3
     muon_lr: float | None = 0.02
+    text_rate: float = 0.2  # times the learning rate: the text encoder learns on, slowly, from CLIP's
     ema: float = 0.998
     cooldown: float = 0.5
     widths: tuple[int, ...] = (64, 128, 192)
@@ -112,16 +113,19 @@ def face_cells(boxes: np.ndarray, width: int, height: int = 16) -> np.ndarray:
 
 
 class Denoise(nn.Module):
-    """Noisy latents, timesteps and token ids -> the U-Net's prediction; the text encoder is frozen."""
+    """Noisy latents, timesteps and token ids -> the U-Net's prediction.
+
+    The text encoder is trained along. CLIP's own task, to tell the captions of a batch apart, asks for the few things
+    that differ most; which colour belongs to which garment is learned by drawing it.
+    """
 
     def __init__(self, unet, text_encoder):
         super().__init__()
         self.unet = unet
-        self.text_encoder = text_encoder.requires_grad_(False)
+        self.text_encoder = text_encoder
 
     def forward(self, noisy, timesteps, tokens):
-        with torch.no_grad():
-            text = self.text_encoder(tokens).last_hidden_state
+        text = self.text_encoder(tokens).last_hidden_state
         return self.unet(noisy, timesteps, text).sample.float()
 
 
@@ -132,7 +136,9 @@ def run(**overrides) -> dict:
     config = UNetRecipe(**overrides)
     folder = Path(config.folder)
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+    start = Path(config.start_from) if config.start_from else None
+    text_from = start / "text_encoder" if start else folder.parent / "clip"
+    text_encoder = CLIPTextModel.from_pretrained(text_from, dtype=torch.float32)
     sets = [
         load_scenes("portraits", config.portraits),
         load_scenes("pairs", config.groups),
@@ -140,8 +146,8 @@ def run(**overrides) -> dict:
     ]
     latents = [load_latents(s, folder / "vae") for s in sets]
     unet = build(config, latents[0].shape[1], text_encoder.config.hidden_size)
-    if config.start_from:
-        unet = type(unet).from_pretrained(config.start_from, torch_dtype=torch.float32)
+    if start:
+        unet = type(unet).from_pretrained(start / "unet", torch_dtype=torch.float32)
     model = Denoise(unet, text_encoder)
     noise_schedule = scheduler()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -161,10 +167,10 @@ def run(**overrides) -> dict:
         return [x.to(device) for x in (clean, noise, timesteps, tokenise(tokenizer, texts), inside)]
 
     def caption(scenes, index, seed, kind):
-        """Mostly full ones: the more a caption says of a face, the more it teaches to draw faces."""
+        """Half of them full ones: the more a caption says of a face, the more it teaches to draw faces."""
         if kind < config.no_caption:
             return ""
-        return scenes.caption(index, seed, "full" if kind > 0.35 else "scene" if kind > 0.15 else "short")
+        return scenes.caption(index, seed, "full" if kind > 0.5 else "scene" if kind > 0.15 else "short")
 
     def loss(module, data):
         clean, noise, timesteps, tokens, inside = data
@@ -175,7 +181,7 @@ def run(**overrides) -> dict:
         return {"loss": (error * weight).sum() / weight.sum(), "face": (error * inside).sum() / inside.sum()}
 
     def look(module, step):
-        images = sample(pipeline(module.unet, folder), list(PROMPTS), seed=0)
+        images = sample(pipeline(module.unet, folder, module.text_encoder), list(PROMPTS), seed=0)
         temporary = Path(config.out) / "samples.tmp.png"
         side_by_side(images).save(temporary)
         os.replace(temporary, Path(config.out) / f"samples_{step:06d}.png")
@@ -187,11 +193,13 @@ def run(**overrides) -> dict:
     )  # fmt: skip
     history = train(
         loop, model, batch, loss, evaluate=look, evaluate_every=config.evaluate_every,
-        no_muon=lambda name: "conv_in" in name or "conv_out" in name or "time_emb" in name,
+        no_muon=lambda name: any(part in name for part in ("conv_in", "conv_out", "time_emb", "embeddings")),
+        rate=lambda name: config.text_rate if name.startswith("text_encoder") else 1.0,
         depends_on=depends(config, *(folder / part for part in FROZEN)),
     )  # fmt: skip
-    pipe = pipeline(model.unet, folder)
+    pipe = pipeline(model.unet, folder, model.text_encoder)
     save_half(model.unet, folder / "unet")
+    save_half(model.text_encoder, folder / "text_encoder")
     pipe.scheduler.save_pretrained(folder / "scheduler")
     write_index(pipe, folder)
     metrics = {"parameters": sum(p.numel() for p in model.unet.parameters())}
@@ -205,16 +213,16 @@ def write_index(pipe, folder: Path):
     os.replace(temporary, folder / "model_index.json")
 
 
-def pipeline(unet, folder: str | Path):
-    """The text-to-image pipeline around `unet`, its other parts read from `folder`."""
+def pipeline(unet, folder: str | Path, text_encoder):
+    """The text-to-image pipeline around `unet` and `text_encoder`, its other parts read from `folder`."""
     from diffusers import AutoencoderKL, StableDiffusionPipeline
-    from transformers import AutoTokenizer, CLIPTextModel
+    from transformers import AutoTokenizer
 
     folder = Path(folder)
     device = next(unet.parameters()).device
     pipe = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32),
-        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
+        text_encoder=text_encoder,
         tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
         unet=unet,
         scheduler=scheduler(),

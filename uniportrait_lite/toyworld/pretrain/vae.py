@@ -20,7 +20,7 @@ class VAEConfig:
 
     out: str = "runs/vae"
     folder: str = "data/tiny/sd/vae"
-    start_from: str | None = None  # an autoencoder's folder, to go on from shipped weights
+    start_from: str = ""  # an autoencoder's folder, to go on from shipped weights
     decoder_only: bool = False  # keeps the latents, and with them all that was trained on latents, as they are
     scenes: int = 8000
     batch: int = 16

@@ -1,0 +1,424 @@
+"""ID routing: the router, its loss, and several people in the calls of a pipeline (small random networks)."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from method_parts import WIDTH, crop, small_pipe, small_unet, write_weights
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from uniportrait_lite import ConfigError, UniPortrait, WeightsError, checkpoints
+from uniportrait_lite.assignment import assign
+from uniportrait_lite.attention import IDConditions, add_routers, attach_id_attention
+from uniportrait_lite.distinct import one_region_each, settle
+from uniportrait_lite.folders import data_folder
+from uniportrait_lite.id_routing import (
+    IDRouter,
+    Routing,
+    RoutingMaps,
+    box_masks,
+    gumbel,
+    layer_size,
+    one_hot,
+    routing_accuracy,
+    routing_loss,
+)
+from uniportrait_lite.regions import regions
+
+LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
+PROMPT = "two people in a park"
+
+
+# --- the router -------------------------------------------------------------------------------------------------------
+@torch.no_grad()
+def test_logits_are_the_papers_product_of_theta_and_phi():
+    torch.manual_seed(0)
+    router = IDRouter(8, WIDTH)
+    positions, tokens = torch.randn(2, 5, 8), torch.randn(2, 3, 16, WIDTH)
+    weights = router.aggregate.weight[0]
+    one = torch.einsum("bntd,t->bnd", tokens, weights) + router.aggregate.bias
+    expected = torch.einsum("blc,bnc->bnl", router.theta(positions), router.phi(one))
+    torch.testing.assert_close(router.logits(positions, router.keys(tokens)), expected)
+    hidden = {part: module[0].out_features for part, module in (("theta", router.theta), ("phi", router.phi))}
+    assert hidden == {"theta": 16, "phi": 2 * WIDTH}
+    assert router.theta[2].bias is None and router.phi[2].bias is None
+
+
+def test_a_draw_is_one_hot_with_the_soft_draws_gradient():
+    logits = torch.randn(2, 3, 7, requires_grad=True)
+    weight = torch.randn(2, 3, 7)
+    gradients = []
+    for hard in (True, False):
+        torch.manual_seed(1)
+        drawn = gumbel(logits, temperature=0.7, hard=hard)
+        torch.testing.assert_close(drawn.sum(1), torch.ones(2, 7))
+        assert torch.equal(drawn.detach().round(decimals=5).unique(), torch.tensor([0.0, 1.0])) == hard
+        gradients.append(torch.autograd.grad((drawn * weight).sum(), logits)[0])
+    torch.testing.assert_close(*gradients)
+
+
+def test_draws_follow_the_softmax_of_the_logits():
+    torch.manual_seed(0)
+    logits = torch.tensor([1.0, 0.0, -1.0]).view(1, 3, 1).expand(1, 3, 20_000)
+    torch.testing.assert_close(gumbel(logits).mean(2)[0], logits[0, :, 0].softmax(0), atol=0.02, rtol=0)
+
+
+@torch.no_grad()
+def test_each_location_takes_the_attention_of_its_own_identity_alone():
+    unet = small_unet()
+    layer = next(iter(attach_id_attention(unet).values()))
+    attn = unet.get_submodule(layer.name)
+    torch.manual_seed(0)
+    hidden, tokens = torch.randn(1, 256, 8), torch.randn(1, 2, 16, WIDTH)
+    masks = box_masks(torch.tensor([[LEFT, RIGHT]]), (16, 16))
+
+    def branch(tokens, routing=None):
+        conditions = IDConditions(tokens, routing=routing)
+        return layer.identity_branch(attn, hidden, attn.to_q(hidden), conditions).view(16, 16, -1)
+
+    both = branch(tokens, Routing((16, 16), masks))
+    torch.testing.assert_close(both[:, :8], branch(tokens[:, :1])[:, :8])
+    torch.testing.assert_close(both[:, 8:], branch(tokens[:, 1:])[:, 8:])
+    alone = branch(tokens[:, :1], Routing((16, 16), masks[:, :1]))
+    torch.testing.assert_close(alone[:, :8], both[:, :8])
+    assert not alone[:, 8:].any()
+
+
+@torch.no_grad()
+def test_without_noise_every_location_has_one_identity_and_with_it_too():
+    unet = small_unet()
+    id_attention = attach_id_attention(unet)
+    add_routers(id_attention)
+    layer = next(iter(id_attention.values()))
+    hidden, tokens, seen = torch.randn(2, 256, 8), torch.randn(2, 3, 16, WIDTH), []
+    for temperature in (None, 1.0):
+        routing = Routing((16, 16), temperature=temperature, record=lambda *found: seen.append(found))
+        attn = unet.get_submodule(layer.name)
+        layer.identity_branch(attn, hidden, attn.to_q(hidden), IDConditions(tokens, routing=routing))
+    for name, psi, logits in seen:
+        assert name == layer.name and psi.shape == logits.shape == (2, 3, 16, 16)
+        torch.testing.assert_close(psi.sum(1), torch.ones(2, 16, 16))
+        torch.testing.assert_close(psi.amax(1), torch.ones(2, 16, 16))
+    assert torch.equal(seen[0][1], one_hot(seen[0][2]))
+    assert not torch.equal(seen[0][1], seen[1][1])
+
+
+def test_levels_of_the_unet_are_told_by_their_length():
+    assert [layer_size((16, 24), n) for n in (384, 96, 24)] == [(16, 24), (8, 12), (4, 6)]
+    assert layer_size((15, 9), 8 * 5) == (8, 5)
+    with pytest.raises(ConfigError, match="no level"):
+        layer_size((16, 16), 100)
+
+
+# --- the loss ---------------------------------------------------------------------------------------------------------
+def test_the_routing_loss_is_nothing_where_the_map_is_the_masks_and_the_background_is_free():
+    boxes = torch.tensor([[(0.0, 0.0, 0.25, 0.5), (0.5, 0.0, 1.0, 0.5)]])
+    masks = box_masks(boxes, (4, 4))
+    assert masks[0, 0].tolist() == [[1, 0, 0, 0], [1, 0, 0, 0], [0] * 4, [0] * 4]
+    background = masks.clone()
+    background[:, 0][masks.sum(1) == 0] = 1
+    assert routing_loss({"a": background, "b": box_masks(boxes, (8, 8))}, boxes) == 0
+    # (1/N) of N squares of 1 where the map names the other, of 1/4 where it names nobody in particular
+    assert routing_loss({"a": background.flip(1)}, boxes) == 1
+    assert routing_loss({"a": torch.full((1, 2, 4, 4), 0.5)}, boxes) == 0.25
+    assert routing_loss({"a": background.flip(1), "b": box_masks(boxes, (8, 8))}, boxes) == 0.5
+    accuracy = routing_accuracy({"a": background, "b": background.flip(1)}, boxes)
+    assert accuracy == {"a": 1, "b": 0}
+
+
+def test_boxes_that_overlap_do_not_count_for_accuracy():
+    boxes = torch.tensor([[(0.0, 0.0, 0.75, 1.0), (0.25, 0.0, 1.0, 1.0)]])
+    left = box_masks(torch.tensor([[LEFT, RIGHT]]), (4, 4))
+    assert routing_accuracy({"a": left}, boxes)["a"] == 1
+
+
+# --- masks as users have them -----------------------------------------------------------------------------------------
+def test_arrays_pictures_and_boxes_are_the_same_regions():
+    half = np.zeros((128, 192), bool)
+    half[:, :96] = True
+    kinds = [half, half.astype(np.uint8) * 255, half * 1.0, torch.from_numpy(half), Image.fromarray(half)]
+    kinds += [(0, 0, 96, 128), np.kron(half, np.ones((2, 2))), half[::8, ::8]]
+    for region in regions(kinds, (16, 24), 8)[0]:
+        assert torch.equal(region[:, :12], torch.ones(16, 12)) and not region[:, 12:].any()
+    cut = regions([(4, 4, 12, 8)], (16, 24), 8)[0, 0]
+    assert cut[0, :3].tolist() == [0.25, 0.25, 0] and cut.sum() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        (np.zeros((128, 192)), "leaves its person nothing"),
+        ((200, 0, 300, 128), "leaves its person nothing"),
+        (np.ones((128, 128)), "128x128 and the picture 192x128"),
+        (np.ones((3, 128, 192)), "shape"),
+        ((90, 0, 10, 128), "no box"),
+        ((0, 0, float("nan"), 1), "no box"),
+        (np.full((128, 192), np.nan), "values outside"),
+        (np.full((128, 192), -1.0), "values outside"),
+        ("left", "neither an array"),
+        ([[1, 2], [3]], "neither an array|shape"),
+    ],
+)
+def test_masks_that_cannot_be_are_errors_that_say_so(mask, says):
+    with pytest.raises(ConfigError, match=says):
+        regions([mask], (16, 24), 8)
+
+
+def test_where_masks_overlap_people_share_and_where_none_is_nobody_is():
+    masks = torch.tensor([[[[1.0, 1, 0]], [[0, 1, 0]]]])
+    psi = Routing((1, 3), masks).choose("a", 3, logits=None)
+    assert psi[0].tolist() == [[1, 0.5, 0], [0, 0.5, 0]]
+
+
+# --- several people in a call -----------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stack")
+    write_weights(folder, several=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipe(folder):
+    return small_pipe(folder / "tokenizer")
+
+
+@pytest.fixture
+def up(pipe, folder):
+    up = UniPortrait.attach(pipe, folder / "uniportrait")
+    yield up
+    up.detach()
+
+
+@pytest.fixture
+def people(up):
+    return [up.identity_of_crops([crop(k)]) for k in range(5)]
+
+
+def draw(up, people, **knobs):
+    knobs = {"seed": 0, "output_type": "latent", "height": 32, "width": 32, **knobs}
+    return up(PROMPT, people, **knobs)
+
+
+def test_two_to_five_people_and_the_order_they_are_named_in_does_not_matter(up, people):
+    for count in (2, 5):
+        there, back = (draw(up, order, routing=True) for order in (people[:count], people[:count][::-1]))
+        torch.testing.assert_close(there.images, back.images, atol=1e-4, rtol=1e-4)
+        assert there.images.isfinite().all()
+        names = torch.stack([psi.argmax(1).flatten()[:64] for psi in there.routing.steps[0].values()])
+        assert len(names.unique()) > 1
+    assert not torch.allclose(draw(up, people[:2]).images, draw(up, people[1:3]).images, atol=1e-3)
+
+
+def test_one_person_is_drawn_as_before_the_second_stage_to_the_bit(pipe, folder, tmp_path):
+    config, tensors = checkpoints.load(folder / "uniportrait")
+    encoders = {name: str((folder / "uniportrait" / path).resolve()) for name, path in config.encoders.items()}
+    checkpoints.save(tmp_path / "first", dataclasses.replace(config, encoders=encoders), tensors)
+    pictures = []
+    for weights in (tmp_path / "first", folder / "uniportrait"):
+        up = UniPortrait.attach(pipe, weights)
+        pictures.append(draw(up, [up.identity_of_crops([crop(1)])]).images)
+        up.detach()
+    assert torch.equal(*pictures)
+
+
+def test_pictures_of_several_do_not_change_those_of_one_that_follow(up, people):
+    before = draw(up, people[:1]).images
+    several = draw(up, people[:2]).images
+    assert torch.equal(draw(up, people[:1]).images, before)
+    assert torch.equal(draw(up, people[:2]).images, several)
+
+
+def test_the_maps_of_a_call_come_by_step_and_layer(up, people):
+    out = draw(up, people[:3], routing=True, num_images=2, width=48, height=32, steps=3)
+    maps = out.routing
+    assert len(maps.steps) == 3 and all(list(step) == maps.layers for step in maps.steps)
+    assert [name.split("_")[0] for name in maps.layers] == ["down", "up", "up", "mid"] or "mid_block" in str(
+        maps.layers
+    )
+    for psi in maps.steps[1].values():
+        assert psi.shape[:2] == (2, 3)
+        torch.testing.assert_close(psi.sum(1), torch.ones_like(psi[:, 0]))
+    mean = maps.mean("up_blocks", slice(-1, None))
+    height, width = maps.size
+    assert mean.shape == (2, 3, height, width)
+    torch.testing.assert_close(mean.sum(1), torch.ones(2, height, width))
+    with pytest.raises(ConfigError, match="no routing maps"):
+        maps.mean("nowhere")
+    assert not hasattr(draw(up, people[:2]), "routing")
+
+
+def test_masks_take_the_routers_place_in_every_layer_and_step(up, people):
+    left, right = (0, 0, 16, 32), (16, 0, 32, 32)
+    out = draw(up, people[:2], routing=True, masks=[left, right])
+    for step in out.routing.steps:
+        for psi in step.values():
+            half = psi.shape[-1] // 2
+            assert (psi[:, 0, :, :half] == 1).all() and (psi[:, 1, :, half:] == 1).all()
+    swapped = draw(up, people[:2][::-1], masks=[right, left])
+    torch.testing.assert_close(out.images, swapped.images, atol=1e-4, rtol=1e-4)
+    everywhere = draw(up, people[:1], masks=[(0, 0, 32, 32)])
+    plain = draw(up, people[:1])
+    torch.testing.assert_close(everywhere.images, plain.images, atol=1e-4, rtol=1e-4)
+
+
+def test_masks_serve_several_people_before_the_second_stage(pipe, folder, tmp_path):
+    write_weights(tmp_path)
+    up = UniPortrait.attach(pipe, tmp_path / "uniportrait")
+    people = [up.identity_of_crops([crop(k)]) for k in range(2)]
+    with pytest.raises(ConfigError, match="train the multi-ID stage"):
+        draw(up, people)
+    both = draw(up, people, masks=[(0, 0, 16, 32), (16, 0, 32, 32)])
+    assert both.images.isfinite().all()
+    up.detach()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_each_person_needs_a_mask(up, people, count):
+    with pytest.raises(ConfigError, match=f"{count} masks for 2 people"):
+        draw(up, people[:2], masks=[(0, 0, 9, 9)] * count)
+
+
+def test_the_same_person_twice_is_drawn(up, people):
+    out = draw(up, [people[0], people[0]], routing=True)
+    assert out.images.isfinite().all() and out.routing.steps[0][out.routing.layers[0]].shape[1] == 2
+
+
+def test_more_people_than_fit_are_refused_unless_a_width_is_given(up, people, monkeypatch):
+    defaults = dataclasses.replace(up.config.defaults, widths=(32, 48))
+    monkeypatch.setattr(up, "config", dataclasses.replace(up.config, defaults=defaults))
+    pictures = up(PROMPT, people[:2], steps=1).images, up(PROMPT, people[:2], steps=1, height=16).images
+    assert [picture[0].size for picture in pictures] == [(48, 32), (48, 16)]
+    with pytest.raises(ConfigError, match="3 people are more than the 2 that fit"):
+        up(PROMPT, people[:3])
+    assert up(PROMPT, people[:3], width=64, height=64, output_type="latent").images.isfinite().all()
+
+
+def test_detaching_takes_both_stages_off(pipe, folder):
+    weights = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+    up = UniPortrait.attach(pipe, folder / "uniportrait")
+    up.detach()
+    assert list(pipe.unet.state_dict()) == list(weights) and not getattr(pipe.unet, "peft_config", None)
+    assert all(torch.equal(value, weights[name]) for name, value in pipe.unet.state_dict().items())
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+def test_routers_fit_only_the_weights_they_were_trained_on(folder, pipe, tmp_path):
+    write_weights(tmp_path, several=True)
+    place = tmp_path / "uniportrait"
+    assert checkpoints.load_multi(place).keys() == checkpoints.load_multi(folder / "uniportrait").keys()
+    tensors = load_file(place / checkpoints.MODEL)
+    tensors["id_embedding.queries"] += 1
+    save_file(tensors, place / checkpoints.MODEL)
+    with pytest.raises(WeightsError, match="train the multi-ID stage again"):
+        UniPortrait.attach(pipe, place)
+    assert not getattr(pipe.unet, "peft_config", None)
+    config, tensors = checkpoints.load(place)
+    checkpoints.save(place, config, tensors)  # the single-ID stage, trained anew, takes them away
+    assert checkpoints.load_multi(place) is None
+
+
+def test_routers_cut_short_are_named(pipe, tmp_path):
+    write_weights(tmp_path, several=True)
+    path = tmp_path / "uniportrait" / checkpoints.MULTI
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(WeightsError, match="multi_id.safetensors is cut short"):
+        UniPortrait.attach(pipe, tmp_path / "uniportrait")
+
+
+# --- who is where -----------------------------------------------------------------------------------------------------
+def test_faces_and_people_are_matched_one_to_one_by_the_best_sum():
+    references = np.eye(3, dtype=np.float32)
+    faces = np.array([[0.9, 0.8, 0], [0.8, 0.1, 0], [0, 0, 0.7]], np.float32)
+    found = assign(np.zeros((3, 4)), faces, references)
+    assert found.face_of == (1, 0, 2)  # 0.8 + 0.8 + 0.7, though face 0 is nearest to person 0
+    assert found.matched == pytest.approx((0.8, 0.8, 0.7))
+    assert (found.counts, found.missing, found.doubled, found.distinct) == ((2, 0, 1), (1,), (0,), False)
+
+
+def test_a_person_without_a_face_counts_as_a_stranger():
+    references = np.eye(3, dtype=np.float32)
+    found = assign(np.zeros((1, 4)), references[1:2], references)
+    assert found.face_of == (None, 0, None) and found.matched == (0, 1, 0) and found.missing == (0, 2)
+    nobody = assign(np.zeros((0, 4)), np.zeros((0, 3)), references)
+    assert nobody.face_of == (None, None, None) and nobody.missing == (0, 1, 2) and not nobody.distinct
+    assert assign(np.zeros((3, 4)), references[::-1], references).distinct
+
+
+def test_maps_of_one_step_end_where_a_layer_comes_again():
+    maps = RoutingMaps()
+    maps.size = (2, 2)
+    for step in range(2):
+        for name in ("down", "up"):
+            maps.add(name, torch.full((1, 2, 1, 1), float(step)))
+    assert maps.layers == ["down", "up"] and len(maps.steps) == 2
+    assert maps.mean(steps=slice(1, 2)).unique() == 1 and maps.mean("up").unique() == 0.5
+
+
+# --- nobody twice, nobody missing -------------------------------------------------------------------------------------
+def found_at(*centres: int, alike: np.ndarray):
+    """Faces 20 pixels wide at these places of a picture of 192x128, with embeddings."""
+    boxes = np.array([[x - 10, 50, x + 10, 74] for x in centres], np.float32).reshape(-1, 4)
+    return assign(boxes, alike, np.eye(alike.shape[1], dtype=np.float32))
+
+
+def test_everyone_gets_what_is_nearest_to_their_face_or_a_column():
+    found = found_at(60, 140, alike=np.array([[0.1, 0.9], [0.2, 0.8]]))
+    assert found.face_of == (1, 0) and found.doubled == (1,)
+    first, second = one_region_each(found, (192, 128))
+    assert (second == (np.arange(192) < 100)).all() and (first == ~second).all()
+    first, second = one_region_each(found, (192, 128), around_faces=False)
+    assert (second == (np.arange(192) < 96)).all() and (first == ~second).all()
+    lacking = found_at(100, alike=np.array([[0.0, 0.9, 0.1]]))
+    columns = one_region_each(lacking, (192, 128))
+    assert [int(region[0].argmax()) for region in columns] == [64, 0, 128]
+    assert (sum(region.astype(int) for region in columns) == 1).all()
+
+
+def test_a_picture_is_drawn_again_until_everyone_is_there_once_and_the_best_is_kept():
+    twice, nobody, right = np.array([[1, 0], [0.9, 0]]), np.zeros((0, 2)), np.array([[1, 0], [0, 1]])
+    views = {"first": (60, 140, twice), "second": (nobody,), "third": (60, 140, right)}
+    asked = []
+
+    def look(image):
+        *centres, alike = views[image.info["name"]]
+        return found_at(*centres, alike=alike.astype(np.float32))
+
+    def picture(name):
+        image = Image.new("RGB", (192, 128))
+        image.info["name"] = name
+        return image
+
+    def again(attempt, masks):
+        asked.append((attempt, masks[0].sum()))
+        return picture(["second", "third"][attempt])
+
+    image, found, tries = settle(picture("first"), look, again)
+    assert (image.info["name"], found.distinct, tries, [a for a, _ in asked]) == ("third", True, 2, [0, 1])
+    image, found, tries = settle(picture("first"), look, again, tries=1)
+    assert (image.info["name"], found.distinct, tries) == ("first", False, 1)  # of two that are wrong the better one
+    assert settle(picture("third"), look, again)[2] == 0
+
+
+def test_distinct_reports_what_it_could_not_mend(pipe, folder):
+    """The random network draws no faces: three more attempts, and a report that says that nobody is there."""
+    up = UniPortrait.attach(pipe, folder / "uniportrait", faces=data_folder("tiny") / "face")
+    people = [up.identity_of_crops([crop(k)]) for k in range(2)]
+    size = {"height": 32, "width": 32}
+    plain = up([PROMPT, "one"], people, seed=4, **size)
+    out = up([PROMPT, "one"], people, seed=4, distinct=True, **size)
+    assert out.tries == [3, 3] and [found.missing for found in out.assignment] == [(0, 1), (0, 1)]
+    assert [np.array_equal(a, b) for a, b in zip(plain.images, out.images, strict=True)] == [True, True]
+    for wrong, says in (
+        ({"masks": [(0, 0, 16, 32), (16, 0, 32, 32)]}, "masks, or distinct"),
+        ({"generator": torch.Generator()}, "leave the noise"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            up(PROMPT, people, distinct=True, **wrong, **size)
+    with pytest.raises(ConfigError, match="given twice"):
+        up(PROMPT, [people[0], people[0]], distinct=True, **size)
+    with pytest.raises(ConfigError, match="give some"):
+        up(PROMPT, distinct=True, **size)
+    up.detach()

@@ -1,0 +1,88 @@
+"""The multi-ID stage: trains the routers and a second LoRA on pictures of two and three people."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from filelock import FileLock
+from torch import Tensor, nn
+
+from uniportrait_lite import checkpoints
+from uniportrait_lite.folders import data_folder, writable_folder
+from uniportrait_lite.loop import train
+from uniportrait_lite.toyworld.pretrain import data as world
+from uniportrait_lite.toyworld.pretrain.record import write_json
+from uniportrait_lite.training.batches import Batches, GroupBatches
+from uniportrait_lite.training.config import keep_settings, load
+from uniportrait_lite.training.data import Batch, SceneData, weights
+from uniportrait_lite.training.network import MultiID, Stack, save_single
+from uniportrait_lite.training.samples import GroupSamples
+from uniportrait_lite.training.settings import MULTI_ID, MULTI_ID_EPILOG, MultiIDConfig
+from uniportrait_lite.training.store import digest
+from uniportrait_lite.training.watch import recipe
+
+
+def build(config: MultiIDConfig, stack: Stack, single: Path) -> MultiID:
+    """The network to train: routers drawn from the seed, the single-ID weights of the folder `single`."""
+    torch.manual_seed(config.seed)
+    method, tensors = checkpoints.load(single)
+    return MultiID(
+        stack.unet, stack.text_encoder, stack.scheduler, method, tensors, config.precision, config.face_weight,
+        config.route_weight, config.soft,
+    )  # fmt: skip
+
+
+def run(config: MultiIDConfig) -> list[dict]:
+    """Trains, or goes on with a training, and writes the weights; returns the log."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    folder = data_folder(config.profile)
+    single = Path(config.single_id) if config.single_id else folder / "uniportrait"
+    weights_folder = Path(config.run_folder) / "weights"
+    out = Path(config.out) if config.out else weights_folder if config.variant else single
+    stack = Stack(folder)
+    if state.is_main_process:
+        keep_settings(config, {**stack.digests(), "single_id": digest(*weights(single))})
+        writable_folder(out, "choose another with --out")  # now, not after hours
+    cache = writable_folder(world.CACHE, "run this from a folder of yours")
+    model = build(config, stack, single).to(state.device)
+    stack.features.to(state.device)
+    with FileLock(cache / "multi_id.lock"):  # one process draws and computes, the others read
+        sets = [
+            SceneData(name, config.groups, stack.features, stack.tokenizer, stack.folders)
+            for name in ("pairs", "trios")
+        ]
+    timesteps = stack.scheduler.config.num_train_timesteps
+    batches = GroupBatches(config, *(Batches(config, data, timesteps, model.config.intrinsic) for data in sets))
+    samples = GroupSamples(stack.pipeline, weights_folder, stack.folders["faces"])
+
+    def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return module(batch.to(state.device))
+
+    def save(place: Path, module: MultiID) -> None:
+        save_single(place, single, stack)
+        checkpoints.save_multi(place, module.weights())
+
+    def evaluate(module: MultiID, step: int) -> dict[str, float]:
+        save(weights_folder, module)
+        return samples(Path(config.run_folder) / "samples" / f"{step:06d}.png")
+
+    history = train(
+        config.loop(), model, batches, loss, evaluate=evaluate, evaluate_every=config.samples_every,
+        no_muon=lambda name: "lora_" in name or name.endswith("aggregate.weight"),
+        rate=lambda name: config.lora_rate if "lora_" in name else 1.0,
+    )  # fmt: skip
+    if state.is_main_process:
+        for place in dict.fromkeys((weights_folder, out)):
+            save(place, model)
+            write_json(place / "multi_id.recipe.json", recipe("multi_id", config, history, "facesim_lowest"))
+        print(f"weights in {out}", flush=True)
+    return history
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`python -m uniportrait_lite train multi_id`."""
+    prog = "python -m uniportrait_lite train multi_id"
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    run(load(MultiIDConfig, arguments, prog=prog, description=MULTI_ID, epilog=MULTI_ID_EPILOG))
