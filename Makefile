@@ -37,6 +37,7 @@ notebooks: $(INSTALLED) ## make the notebooks from notebooks/src, run them, keep
 weights: $(INSTALLED) ## train every network of data/tiny again (hours on a CPU; may be stopped and started again)
 	$(BIN)/python -m uniportrait_lite pretrain all
 	$(BIN)/python -m uniportrait_lite train single_id --profile tiny
+	$(BIN)/python -m uniportrait_lite train multi_id --profile tiny
 
 install: $(INSTALLED) ## the environment alone
 

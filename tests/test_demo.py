@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uniportrait_lite.demo import CELL, PROMPTS, Portrait, grid, people_in, table
+from uniportrait_lite.demo import CELL, PROMPTS, TOGETHER, Portrait, Together, below, grid, people_in, table
 from uniportrait_lite.errors import PictureError
 from uniportrait_lite.toyworld import factors
 from uniportrait_lite.toyworld.references import PEOPLE, reference_scene, write_reference_faces
@@ -25,7 +25,7 @@ def test_a_folder_without_pictures_is_an_error_that_says_what_to_do(tmp_path):
 
 
 def test_the_prompts_are_words_of_the_world():
-    assert set(tokens(" ".join(PROMPTS))) <= set(WORDS)
+    assert set(tokens(" ".join([*PROMPTS, *TOGETHER.values()]))) <= set(WORDS)
 
 
 def rows(own: float = 0.75, found: bool = True) -> dict[str, list[Portrait]]:
@@ -40,6 +40,17 @@ def test_the_grid_shows_each_reference_and_its_portraits():
     red = (picture == (255, 0, 0)).all(-1).sum()
     assert red == 2 * len(PROMPTS) * CELL**2  # each portrait whole
     assert blue == CELL**2 + CELL * CELL // 2  # one square reference, and one half as high as wide
+
+
+def test_groups_stand_below_with_their_routing():
+    above = Image.new("RGB", (1000, 50), "blue")
+    pair = Together(
+        ["ann", "bob"], Image.new("RGB", (192, 128), "red"), Image.new("RGB", (192, 128), "lime"), (1, 0), 1.0
+    )
+    picture = np.asarray(below(above, [pair]))
+    wide = round(192 * CELL / 128) * CELL
+    assert [(picture == color).all(-1).sum() for color in ((255, 0, 0), (0, 255, 0))] == [wide, wide]
+    assert (picture[:50] == (0, 0, 255)).all() and np.array_equal(np.asarray(below(above, [])), np.asarray(above))
 
 
 def test_the_table_has_a_line_for_each_portrait_and_the_means():

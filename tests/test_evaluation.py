@@ -373,17 +373,19 @@ def test_the_identity_protocol_runs_from_the_command_line(tmp_path, capsys):
 
 
 def test_a_fresh_process_draws_and_tells_seconds_and_memory_beside_the_goals(tmp_path, capsys):
-    assert cli.main(["evaluate", "speed", "--out", str(tmp_path)]) == 0
+    assert cli.main(["evaluate", "speed", "--rounds", "2", "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "speed.json").read_text())
     assert found["first"] > max(found["seconds"]) >= found["further"] > 0 and len(found["seconds"]) == 5
     assert found["memory"] is None or 0.1 < found["memory"] < 8
+    assert found["two"] > 0.5 and found["three"] > 0.5 and [len(taken) for taken in found["people"].values()] == [2] * 3
     assert (tmp_path / "speed.md").read_text().strip() in capsys.readouterr().out
 
 
 def test_goals_of_speed_are_met_or_not_and_what_was_not_measured_is_neither():
-    found = {"first": 5.0, "further": 3.5, "memory": None, "hardware": "a core", "threads": 1}
-    rows = [[cell.strip() for cell in line.split("|")[2:-1]] for line in speed.speed_markdown(found).splitlines()[-3:]]
-    assert rows == [["5.00", "at most 6", "yes"], ["3.50", "at most 3", "no"], ["-", "at most 2", "-"]]
+    found = {"first": 5.0, "further": 3.5, "memory": None, "two": 1.1, "three": 1.3, "hardware": "a core", "threads": 1}
+    rows = [[cell.strip() for cell in line.split("|")[2:-1]] for line in speed.speed_markdown(found).splitlines()[-5:]]
+    assert rows[:3] == [["5.00", "at most 6", "yes"], ["3.50", "at most 3", "no"], ["-", "at most 2", "-"]]
+    assert rows[3:] == [["1.10", "at most 1.15", "yes"], ["1.30", "at most 1.2", "no"]]
 
 
 def test_a_process_that_cannot_load_says_why(tmp_path, monkeypatch, capsys):

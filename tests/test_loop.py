@@ -137,3 +137,24 @@ def test_the_log_is_one_json_object_a_line(tmp_path):
     train(settings(tmp_path, steps=10), network(), batch, loss)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [5, 10] and all("loss" in line for line in lines)
+
+
+def test_a_parameter_may_learn_at_a_share_of_the_rate(tmp_path):
+    """The first step of Adam is as long as its rate, that of Muon has singular values of its rate."""
+    for muon_lr in (None, 0.01):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        before = [p.detach().clone() for p in model.parameters()]
+        config = LoopConfig(
+            out=str(tmp_path / str(muon_lr)), steps=1, warmup=0, cooldown=0, lr=0.01, muon_lr=muon_lr, weight_decay=0.0
+        )
+        train(
+            config,
+            model,
+            lambda step, generator: torch.randn(8, 4, generator=generator),
+            lambda module, x: {"loss": module(x).square().mean()},
+            rate=lambda name: 0.1 if name.startswith("1") else 1.0,
+        )
+        moved = [float((p.detach() - b).abs().mean()) for p, b in zip(model.parameters(), before, strict=True)]
+        assert moved[3] / moved[1] == pytest.approx(0.1, rel=0.02)
+        assert moved[2] / moved[0] == pytest.approx(0.1, rel=0.02 if muon_lr is None else 0.5)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from uniportrait_lite.errors import PictureError, UniPortraitError
-from uniportrait_lite.pictures import MAX_SIDE, read_picture, savable, save_picture
+from uniportrait_lite.pictures import MAX_SIDE, TINTS, read_picture, savable, save_picture, tinted
 
 
 @pytest.fixture
@@ -224,3 +224,12 @@ def test_no_permission_to_write_is_said(tmp_path, quarters):
     finally:
         os.seteuid(user)
     assert os.listdir(locked) == []
+
+
+def test_a_tinted_picture_shows_who_owns_which_place():
+    grey = Image.new("RGB", (16, 8), (100, 100, 100))
+    shares = np.zeros((2, 1, 2))
+    shares[0, 0, 0] = shares[1, 0, 1] = 1
+    pixels = np.asarray(tinted(grey, shares, strength=1.0))
+    assert (pixels[:, :8] == TINTS[0]).all() and (pixels[:, 8:] == TINTS[1]).all()
+    assert (np.asarray(tinted(grey, shares, strength=0.0)) == 100).all()

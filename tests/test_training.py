@@ -472,7 +472,7 @@ def groups_of(config: MultiIDConfig) -> tuple[network.MultiID, GroupBatches]:
     stack = network.Stack(single_id.data_folder("tiny"))
     frozen = (stack.features, stack.tokenizer, stack.folders)
     pairs, trios = (Batches(config, SceneData(name, config.groups, *frozen), 1000) for name in ("pairs", "trios"))
-    return multi_id.build(config, stack, Path(config.single_id)), GroupBatches(config, pairs, trios)
+    return multi_id.build(config, stack, *checkpoints.load(config.single_id)), GroupBatches(config, pairs, trios)
 
 
 def test_features_and_boxes_of_a_group_belong_to_the_same_faces(single):
@@ -586,6 +586,27 @@ def test_an_ablation_of_the_second_stage_keeps_away_from_the_full_methods_folder
 def test_settings_of_the_second_stage_that_cannot_be_are_errors(place, flags, says):
     with pytest.raises((ConfigError, WeightsError), match=says):
         multi_id.main([*GROUPS, *flags])
+
+
+def test_a_run_that_is_done_goes_on_when_asked_for_more_beside_the_weights_it_wrote(single, place):
+    """The usual case: the weights go into the folder of the single-ID weights."""
+    flags = [
+        *GROUPS[:-4],
+        "--samples-every",
+        "1000",
+        "--single-id",
+        str(single),
+        "--out",
+        str(single),
+        "--log-every",
+        "1",
+    ]
+    multi_id.main([*flags, "--steps", "1"])
+    first = checkpoints.load_multi(single)
+    multi_id.main([*flags, "--steps", "2"])
+    second = checkpoints.load_multi(single)
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    assert json.loads((single / "multi_id.recipe.json").read_text())["steps"] == 2
 
 
 def test_the_second_stage_killed_and_started_again_has_the_weights_of_one_that_was_not(single, place, stack):

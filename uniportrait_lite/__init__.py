@@ -11,6 +11,8 @@ _HOME = {
     "load": "profiles",
     "UniPortrait": "adapter",
     "Identity": "adapter",
+    "Assignment": "assignment",
+    "RoutingMaps": "id_routing",
     "UniPortraitError": "errors",
     "NoFaceError": "errors",
     "SeveralFacesError": "errors",
@@ -20,7 +22,7 @@ _HOME = {
 }
 _ROOMS = (
     "adapter", "attention", "backbone", "checkpoints", "errors", "evaluation", "faces", "features", "id_embedding",
-    "learn", "loop", "pictures", "profiles", "toyworld", "training",
+    "id_routing", "learn", "loop", "pictures", "profiles", "toyworld", "training",
 )  # fmt: skip
 
 __all__ = [*_HOME, *_ROOMS]

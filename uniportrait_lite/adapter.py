@@ -7,7 +7,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from uniportrait_lite.attention import (
 from uniportrait_lite.backbone import IRResNet
 from uniportrait_lite.checkpoints import UniPortraitConfig
 from uniportrait_lite.checks import number, whole
-from uniportrait_lite.distinct import settle
+from uniportrait_lite.distinct import ANOTHER, settle
 from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.features import FaceFeatures, IDFeatures, load_clip_vision
 from uniportrait_lite.id_embedding import IDEmbedding
@@ -56,18 +56,34 @@ class Identity:
     """Who should be in the picture: features of their references, and the aligned `crops` (PIL, 224) they come from.
 
     Made by `UniPortrait.identity`. `parts` are features with their share: one for a person, several for a mixture.
+    `sentence` is said of this person alone, see `saying`.
     """
 
     parts: tuple[tuple[float, IDFeatures], ...]
     crops: tuple[Image.Image, ...] = field(repr=False)
+    sentence: str | None = None
+
+    def saying(self, sentence: str) -> Identity:
+        """The same person with words that are meant for nobody else: `[ann.saying("wearing a red hat"), bob]`.
+
+        They are read, beside the prompt, only where the picture shows this person. Not in the paper, whose prompt is
+        everybody's.
+        """
+        if not isinstance(sentence, str) or not sentence.strip():
+            raise ConfigError(f"a sentence about a person is a text with words in it, not {sentence!r}")
+        return replace(self, sentence=sentence)
 
     def mix(self, other: Identity, amount: float) -> Identity:
-        """Somewhere between two people, linear on their ID tokens: `amount` 0 is this one, 1 is the other."""
+        """Somewhere between two people, linear on their ID tokens: `amount` 0 is this one, 1 is the other.
+
+        What is said of this one (see `saying`), else of the other, is said of the mixture.
+        """
         if not isinstance(other, Identity):
             raise ConfigError(f"an identity mixes with another identity, not with {type(other).__name__}")
         amount = number("amount", amount, 0, 1)
         shares = [(1 - amount, part) for part in self.parts] + [(amount, part) for part in other.parts]
-        return Identity(tuple((share * a, features) for share, (a, features) in shares), self.crops + other.crops)
+        parts = tuple((share * a, features) for share, (a, features) in shares)
+        return Identity(parts, self.crops + other.crops, self.sentence or other.sentence)
 
 
 class UniPortrait:
@@ -202,7 +218,8 @@ class UniPortrait:
     ) -> IDConditions:
         """What a U-Net takes as `cross_attention_kwargs={"identities": ...}`: row 0 is nobody, row 1 the identities.
 
-        For loops of your own: `conditions.rows(index)` makes it as many rows as your batch has.
+        For loops of your own: `conditions.rows(index)` makes it as many rows as your batch has. Several people also
+        need `dataclasses.replace(conditions, routing=Routing(size))`, with the size of the latents.
         """
         for identity in identities:
             if not isinstance(identity, Identity):
@@ -211,8 +228,30 @@ class UniPortrait:
                 raise ConfigError("this identity comes from other encoders: make it again with this UniPortrait")
         people = torch.stack([self.tokens(identity, structure_scale) for identity in identities], dim=1)
         nobody = self.tokens(None, structure_scale).unsqueeze(1).expand_as(people)
-        conditions = IDConditions(torch.cat([nobody, people]), self._scale("id_scale", id_scale))
+        sentences, said = self._sentences([identity.sentence for identity in identities])
+        conditions = IDConditions(
+            torch.cat([nobody, people]), self._scale("id_scale", id_scale), sentences=sentences, said=said
+        )
         return conditions.projected(self.id_attention)
+
+    def _sentences(self, texts: Sequence[str | None]) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Encoded sentences (2, N, T, D) of nobody and of the identities, and which tokens (2, N, T) are words."""
+        if not any(texts):
+            return None, None
+        if not all(getattr(self.pipe, part, None) for part in ("tokenizer", "text_encoder")):
+            raise ConfigError(f"{type(self.pipe).__name__} has no text encoder to read sentences about people with")
+        tokenizer, encoder = self.pipe.tokenizer, self.pipe.text_encoder
+        for text in filter(None, texts):
+            if len(tokenizer(text).input_ids) > tokenizer.model_max_length:
+                raise ConfigError(f"a sentence has at most {tokenizer.model_max_length - 2} words here: {text!r:.80}")
+        tokens = tokenizer([text or "" for text in texts], padding="max_length", return_tensors="pt")
+        encoded = encoder(tokens.input_ids.to(encoder.device)).last_hidden_state.to(self.unet.device, self.unet.dtype)
+        said = tokens.attention_mask.bool()
+        said[:, 0] = False  # the marker of the beginning
+        said[[k for k, text in enumerate(texts) if not text]] = False
+        last = int(said.any(0).nonzero().max()) + 1
+        said = torch.stack([torch.zeros_like(said), said])[..., :last].to(self.unet.device)
+        return encoded[:, :last].unsqueeze(0).expand(2, -1, -1, -1), said
 
     # Pictures
 
@@ -269,7 +308,8 @@ class UniPortrait:
 
         Several people each get a face of their own; `masks` say where (see `using`), else the routers find out. With
         `routing` the output has their maps as `.routing` (`RoutingMaps`). Pictures of several people have the width
-        that the weights name for so many, unless a `width` is given; more people than that are a `ConfigError`.
+        that the weights name for so many, unless `width`, `image` or `latents` say otherwise; for more people than that
+        a width has to be given.
 
         With `distinct` each picture's faces are matched with the people, and where someone is doubled or missing it is
         drawn again, a few times at most, everyone kept to a region of their own; `.assignment` then says who is where
@@ -311,42 +351,43 @@ class UniPortrait:
             if name not in inspect.signature(type(self.pipe).__call__).parameters:
                 raise ConfigError(f"{name} is no argument of this call, nor of {type(self.pipe).__name__}")
         if distinct:
-            self._check_distinct(people, seed, masks, pipe_arguments)
+            self._check_distinct(people, masks, routing, len(prompts) * num_images, pipe_arguments)
             first = int(torch.randint(2**31, (1,))) if seed is None else first
             arguments["generator"] = _noise(range(first, first + len(prompts) * num_images))
         if len(people) > 1 and not {"width", "image", "latents"} & pipe_arguments.keys():
             pipe_arguments = self._size(len(people)) | pipe_arguments
+        if routing and pipe_arguments.get("return_dict") is False:
+            raise ConfigError("routing maps come with the pipeline's output: leave return_dict as it is")
         maps = RoutingMaps() if routing else None
         with self.using(*people, id_scale=id_scale, structure_scale=structure_scale, masks=masks, maps=maps):
             out = self.pipe(prompt=list(prompts), **arguments, **pipe_arguments)
         if routing:
             out.routing = maps
         if distinct:
-            scales = {"id_scale": id_scale, "structure_scale": structure_scale}
-            settings = {**arguments, "num_images_per_prompt": 1, **pipe_arguments}
 
-            def again(number: int, attempt: int, regions: list[np.ndarray]) -> Image.Image:
-                one = {**settings, "prompt": [prompts[number // num_images]]}
-                one["generator"] = _noise([(first + number + attempt * 1_000_003) % 2**63])
-                if negative_prompt is not None:
-                    one["negative_prompt"] = [negative_prompt]
-                with self.using(*people, masks=regions, **scales):
-                    return self.pipe(**one).images[0]
+            def again(number: int, noise: int, regions: list[np.ndarray] | None) -> Image.Image:
+                return self(
+                    prompts[number // num_images], people, seed=(first + number + noise * ANOTHER) % 2**32,
+                    steps=steps, guidance=guidance, id_scale=id_scale, structure_scale=structure_scale,
+                    negative_prompt=negative_prompt, masks=regions, **pipe_arguments,
+                ).images[0]  # fmt: skip
 
-            references = self._embeddings([person.crops for person in people])
-            look = functools.partial(self._assign, references=references)
+            look = functools.partial(self.assignment, identities=people)
             settled = [settle(image, look, functools.partial(again, k)) for k, image in enumerate(out.images)]
             out.images = [image for image, _, _ in settled]
             out.assignment, out.tries = [found for _, found, _ in settled], [tries for _, _, tries in settled]
         return out
 
-    def _assign(self, image: Image.Image, references: np.ndarray) -> Assignment:
-        """Who is where, by the face backbone's embeddings (N, D) of the references."""
+    def assignment(self, image: Any, identities: Sequence[Identity]) -> Assignment:
+        """Who of these people is where in a picture: its faces matched with their references, by the face backbone.
+
+        A mixture is taken for the mean of its references.
+        """
         from uniportrait_lite.faces import detect
 
         faces = detect(image, self._encoders["faces"])
-        seen = self._embeddings([[face.crop] for face in faces])
-        return assign(np.array([face.box for face in faces]), seen, references)
+        boxes, crops = np.array([face.box for face in faces]), [[face.crop] for face in faces]
+        return assign(boxes, self._embeddings(crops), self._embeddings([person.crops for person in identities]))
 
     @torch.no_grad()
     def _embeddings(self, crops: Sequence[Sequence[Image.Image]]) -> np.ndarray:
@@ -364,17 +405,19 @@ class UniPortrait:
     def _scale(self, name: str, value: float | None) -> float:
         return getattr(self.config.defaults, name) if value is None else number(name, value, 0)
 
-    def _check_distinct(self, people: list[Identity], seed: int | None, masks: Any, given: dict[str, Any]) -> None:
+    def _check_distinct(self, people: list[Identity], masks: Any, routing: bool, count: int, given: dict) -> None:
         if not people:
             raise ConfigError("distinct looks for people in the picture: give some")
         if masks is not None:
             raise ConfigError("distinct finds regions for people itself: give masks, or distinct, not both")
-        if any(a is b for k, a in enumerate(people) for b in people[:k]):
+        if routing:
+            raise ConfigError("routing maps are those of one drawing, and distinct may draw again: ask for one of them")
+        if any(a.parts is b.parts for k, a in enumerate(people) for b in people[:k]):
             raise ConfigError("the same person is given twice, and distinct wants everyone once: give each once")
         if {"generator", "latents", "output_type", "return_dict"} & given.keys():
-            raise ConfigError(
-                "distinct may draw a picture again: leave the noise and the output to it, and give a seed"
-            )
+            raise ConfigError("distinct may draw again: leave the noise and the output to it, and give a seed")
+        if count > 1 and {"image", "mask_image", "control_image"} & given.keys():
+            raise ConfigError("distinct with a picture to start from takes one prompt and one image at a time")
 
     def _size(self, people: int) -> dict[str, int]:
         """The size of a picture of so many people, where the weights know a width; diffusers wants both or none."""

@@ -43,7 +43,10 @@ class Assignment:
 
     @property
     def distinct(self) -> bool:
-        """Whether everyone is there once, and nobody else."""
+        """Whether every person has exactly one face nearest to them.
+
+        Nearest says little where likeness is weak: faces of two strangers would do in half of all cases, by chance.
+        """
         return all(count == 1 for count in self.counts)
 
 
@@ -53,6 +56,7 @@ def assign(boxes: np.ndarray, embeddings: np.ndarray, references: np.ndarray) ->
 
     people = len(references)
     similarities = np.asarray(embeddings, np.float32).reshape(-1, references.shape[1]) @ references.T
+    similarities = np.nan_to_num(similarities)  # a reference without a face is as alike as strangers
     faces, matched = linear_sum_assignment(-similarities)
     own = dict(zip(matched.tolist(), faces.tolist(), strict=True))
     return Assignment(

@@ -38,6 +38,8 @@ class IDConditions:
     `tokens` (B, N, 16, D): the ID tokens of N identities for each row of the batch, or (1, N, 16, D) for all rows.
     `id_scale`: one number, or one a row (B,). `active` (B,), bool: rows without it get text alone.
     `routing` says how locations choose among several identities, which need it; with masks it serves one, too.
+    `sentences` (B, N, T, D) are encoded words about each identity, of which `said` (B, N, T), bool, count: locations
+    attend to them, beside the prompt, only where they listen to that identity (our addition to the paper).
     `keys_values`: for each layer the projected tokens (B, N, 16, inner), and `router_keys` (B, N, 2C), both filled by
     `projected`; without them a layer projects its own, which is what training wants.
     """
@@ -46,6 +48,8 @@ class IDConditions:
     id_scale: float | Tensor = 1.0
     active: Tensor | None = None
     routing: Routing | None = None
+    sentences: Tensor | None = None
+    said: Tensor | None = None
     keys_values: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     router_keys: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -65,16 +69,30 @@ class IDConditions:
         """The conditions of the rows `index` (B',) of these, for instance each row repeated."""
 
         def pick(x):
-            return x[index] if isinstance(x, Tensor) and x.ndim > 0 else x
+            return x[index] if isinstance(x, Tensor) and x.ndim > 0 and len(x) > 1 else x
 
         return IDConditions(
             pick(self.tokens),
             pick(self.id_scale),
             pick(self.active),
             self.routing and self.routing.rows(index),
+            pick(self.sentences),
+            pick(self.said),
             {name: (pick(k), pick(v)) for name, (k, v) in self.keys_values.items()},
             {name: pick(k) for name, k in self.router_keys.items()},
         )
+
+    def to(self, device: torch.device) -> IDConditions:
+        """The same on another device: offloading may run the U-Net elsewhere than where its weights rest."""
+
+        def moved(x):
+            if isinstance(x, Mapping):
+                return {name: moved(value) for name, value in x.items()}
+            if isinstance(x, tuple):
+                return tuple(map(moved, x))
+            return x.to(device) if isinstance(x, Tensor | Routing) else x
+
+        return IDConditions(**{name: moved(value) for name, value in vars(self).items()})
 
     def weight(self, dtype: torch.dtype) -> float | Tensor:
         """What the ID branch is multiplied with: the ID scale, 0 in rows that are not active."""
@@ -87,6 +105,22 @@ def _attend(attn: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Te
     q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return out.transpose(1, 2).flatten(2).to(query.dtype)
+
+
+def _routed(
+    attn: Attention, query: Tensor, key: Tensor, value: Tensor, psi: Tensor | None, keep: Tensor | None = None
+) -> Tensor:
+    """Attention of (B, L, inner) to each identity's (B or 1, N, T, inner), added up by psi (B, N, L).
+
+    `keep` (B, N, T), bool, hides tokens. Without psi there is one identity.
+    """
+    batch, count = query.shape[0], key.shape[1]
+    key, value = (x.expand(batch, -1, -1, -1).flatten(0, 1) for x in (key, value))
+    mask = None if keep is None else keep.flatten(0, 1)[:, None, None]
+    if psi is None:
+        return _attend(attn, query, key, value, mask)
+    each = _attend(attn, query.repeat_interleave(count, dim=0), key, value, mask).unflatten(0, (batch, count))
+    return (psi.unsqueeze(-1) * each).sum(dim=1)
 
 
 def _bare_copy(linear: nn.Module) -> nn.Linear:
@@ -130,22 +164,26 @@ class IDAttnProcessor(nn.Module):
             batch, length, _ = encoder_hidden_states.shape
             attention_mask = attn.prepare_attention_mask(attention_mask, length, batch)
             attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
-        out = _attend(attn, query, attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states), attention_mask)
-        if identities is not None:
-            out = out + identities.weight(query.dtype) * self.identity_branch(attn, hidden_states, query, identities)
+        key, value = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
+        if identities is None:
+            out = _attend(attn, query, key, value, attention_mask)
+        else:
+            psi = self.psi(hidden_states, identities)
+            out = _attend(attn, query, key, value, attention_mask)
+            if identities.sentences is not None:
+                if attention_mask is not None:
+                    raise ConfigError("sentences about people and a mask of the prompt's tokens do not go together")
+                out = self.with_sentences(attn, query, key, value, out, identities, psi)
+            out = out + identities.weight(query.dtype) * self.identity_branch(attn, query, identities, psi)
         return attn.to_out[1](attn.to_out[0](out))
 
-    def identity_branch(
-        self, attn: Attention, hidden_states: Tensor, query: Tensor, identities: IDConditions
-    ) -> Tensor:
-        """The attention of the text branch's query (B, L, inner) to the ID tokens of each location's identity."""
-        batch, length, _ = query.shape
-        key, value = identities.keys_values.get(self.name) or self.project(identities.tokens)
-        count = key.shape[1]
-        if count == 1 and identities.routing is None:
-            return _attend(attn, query, *(x[:, 0].expand(batch, -1, -1) for x in (key, value)))
+    def psi(self, hidden_states: Tensor, identities: IDConditions) -> Tensor | None:
+        """The routing map (B, N, L) of positions (B, L, C); None where there is one identity, everywhere."""
+        count = identities.tokens.shape[1]
         if identities.routing is None:
-            raise ConfigError(f"{count} identities in one picture need a Routing, which says who is where")
+            if count > 1:
+                raise ConfigError(f"{count} identities in one picture need a Routing, which says who is where")
+            return None
 
         def logits() -> Tensor:
             if self.router is None:
@@ -153,10 +191,37 @@ class IDAttnProcessor(nn.Module):
             keys = identities.router_keys.get(self.name)
             return self.router.logits(hidden_states, self.router.keys(identities.tokens) if keys is None else keys)
 
-        psi = identities.routing.choose(self.name, length, logits).to(query.dtype).expand(batch, -1, -1)
-        key, value = (x.expand(batch, -1, -1, -1).flatten(0, 1) for x in (key, value))
-        each = _attend(attn, query.repeat_interleave(count, dim=0), key, value).unflatten(0, (batch, count))
-        return (psi.unsqueeze(-1) * each).sum(dim=1)
+        psi = identities.routing.choose(self.name, *hidden_states.shape[:2], logits)
+        return psi.to(hidden_states.dtype)
+
+    def identity_branch(self, attn: Attention, query: Tensor, identities: IDConditions, psi: Tensor | None) -> Tensor:
+        """The attention of the text branch's query (B, L, inner) to the ID tokens of each location's identity."""
+        key, value = identities.keys_values.get(self.name) or self.project(identities.tokens)
+        return _routed(attn, query, key, value, psi)
+
+    def with_sentences(
+        self,
+        attn: Attention,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        plain: Tensor,
+        identities: IDConditions,
+        psi: Tensor | None,
+    ) -> Tensor:
+        """The attention to the prompt (B, T, inner) and the sentence of each location's identity together.
+
+        Where there is nobody it is `plain`, that to the prompt alone.
+        """
+        batch, count = query.shape[0], identities.tokens.shape[1]
+        sentences, said = (x.expand(batch, *x.shape[1:]) for x in (identities.sentences, identities.said))
+        key, value = (
+            torch.cat([text.unsqueeze(1).expand(-1, count, -1, -1), linear(sentences)], dim=2)
+            for text, linear in ((key, attn.to_k), (value, attn.to_v))
+        )
+        keep = F.pad(said, (key.shape[2] - said.shape[2], 0), value=True)
+        together = _routed(attn, query, key, value, psi, keep)
+        return together if psi is None else together + (1 - psi.sum(dim=1)).unsqueeze(-1) * plain
 
 
 class SelfAttnProcessor(AttnProcessor2_0):

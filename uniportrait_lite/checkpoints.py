@@ -114,17 +114,26 @@ def save(folder: str | os.PathLike, config: UniPortraitConfig, tensors: Mapping[
         save_file(_halves(tensors), temporary / MODEL, metadata={"format": "pt"})
         (temporary / CONFIG).write_text(text)
         if (folder / MULTI).exists() and _trained_on(folder / MULTI) != _digest(temporary / MODEL):
-            (folder / MULTI).unlink()
+            for stale in (MULTI, "multi_id.recipe.json"):
+                (folder / stale).unlink(missing_ok=True)
         for name in (MODEL, CONFIG):
             os.replace(temporary / name, folder / name)
     return folder
 
 
-def save_multi(folder: str | os.PathLike, tensors: Mapping[str, Tensor]) -> Path:
-    """Writes the weights of the multi-ID stage beside those of the single-ID stage that they were trained on."""
+def save_multi(folder: str | os.PathLike, tensors: Mapping[str, Tensor], trained_on: str | None = None) -> Path:
+    """Writes the weights of the multi-ID stage beside those of the single-ID stage that they were trained on.
+
+    `trained_on` is the `single_digest` of these, taken before the training: `WeightsError` where others lie there now.
+    """
     folder = Path(folder).expanduser()
+    digest = single_digest(folder)
+    if trained_on not in (None, digest):
+        raise WeightsError(
+            f"the single-ID weights in {folder} have changed since the training began: give another --out"
+        )
     with _writing(folder) as temporary:
-        metadata = {"format": "pt", "single_id": _digest(folder / MODEL)}
+        metadata = {"format": "pt", "single_id": digest}
         save_file(_halves(tensors), temporary / MULTI, metadata=metadata)
         os.replace(temporary / MULTI, folder / MULTI)
     return folder
@@ -144,13 +153,21 @@ def _halves(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in tensors.items()}
 
 
+def single_digest(folder: str | os.PathLike) -> str:
+    """What tells a folder's single-ID weights from others."""
+    return _digest(Path(folder).expanduser() / MODEL)
+
+
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _trained_on(path: Path) -> str | None:
-    with safe_open(path, "pt") as file:
-        return (file.metadata() or {}).get("single_id")
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("single_id")
+    except SafetensorError:  # damaged: of no use with any weights
+        return None
 
 
 def load(folder: str | os.PathLike) -> tuple[UniPortraitConfig, dict[str, Tensor]]:

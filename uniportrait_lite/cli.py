@@ -39,6 +39,8 @@ examples:
       a picture with several faces: the largest one, or a number from left to right, from 0
   {PROGRAM} portrait --face ann.png --prompt "a woman" --num-images 4 --out out.png
       out_1.png to out_4.png, which differ in their noise
+  {PROGRAM} portrait --face ann.png --and bob.png --prompt "two people in the park" --out both.png
+      two people in one picture; --distinct draws again where someone is missing or there twice
 """
 
 _COMPARE = f"""\
@@ -75,9 +77,11 @@ examples:
 _TRAIN = f"""\
 stages:
   single_id   the ID embedding, its attention layers and a LoRA learn to draw any one person
+  multi_id    after it: routers and a second LoRA learn to draw several people, each in their own face
 
 examples:
   {PROGRAM} train single_id --profile tiny
+  {PROGRAM} train multi_id --profile tiny
   {PROGRAM} train single_id --help
       every setting of the stage; a YAML file of settings is --config FILE
 """
@@ -86,6 +90,8 @@ _EVALUATE = f"""\
 protocols:
   identity   people whom no network was trained on: how alike portraits are to their references, how well prompts are
              followed, beside the ceiling (real pictures), the floor (other people) and the ablations
+  people     the same people in pairs and triples: who is there, who is missing, who is like whom, beside the ways
+             without a router, and masks
   stack      the networks below: judge, detector, autoencoder and text to image, beside the project's goals
   speed      seconds to the first and to each further portrait, and memory, beside the project's goals
 
@@ -119,7 +125,9 @@ def build_parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run, parser=added)
         return added
 
-    portrait = command("portrait", _portrait, "draw portraits of the person on your pictures", _PORTRAIT)
+    portrait = command(
+        "portrait", _portrait, "draw portraits of the person, or the people, on your pictures", _PORTRAIT
+    )
     portrait.add_argument(
         "--face",
         action="append",
@@ -127,13 +135,22 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="a picture of the person; give it again for more pictures of the same person",
     )
+    portrait.add_argument(
+        "--and",
+        action="append",
+        default=[],
+        dest="others",
+        metavar="PATH",
+        help="a picture of another person, for the same portrait; again for a third, and so on",
+    )
+    portrait.add_argument("--distinct", action="store_true", help="draw again where someone is missing or there twice")
     portrait.add_argument("--prompt", required=True, metavar="TEXT", help="what the portrait should show")
     portrait.add_argument("--out", required=True, metavar="FILE", help="where to save it (.png, .jpg or .webp)")
     portrait.add_argument(
         "--which",
         type=_which,
         metavar="largest|N",
-        help="which face of a picture with several: the largest, or a number from left to right",
+        help="which face of a picture with several, for every picture: the largest, or a number from left to right",
     )
     portrait.add_argument("--seed", type=int, default=0, help="another seed, another portrait (default: 0)")
     portrait.add_argument("--num-images", type=_count, default=1, metavar="N", help="how many portraits (default: 1)")
@@ -196,10 +213,10 @@ def _portrait(args: argparse.Namespace, rest: list[str]) -> None:
 
     targets = [savable(target) for target in _targets(Path(args.out), args.num_images)]  # before minutes of drawing
     up = uniportrait_lite.load(args.profile)
-    identity = up.identity(args.face, face=args.which)
+    people = [up.identity(pictures, face=args.which) for pictures in (args.face, *([other] for other in args.others))]
     names = ("steps", "guidance", "id_scale", "structure_scale")
     knobs = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    out = up(args.prompt, [identity], seed=args.seed, num_images=args.num_images, **knobs)
+    out = up(args.prompt, people, seed=args.seed, num_images=args.num_images, distinct=args.distinct, **knobs)
     for image, target in zip(out.images, targets, strict=True):
         print(save_picture(image, target))
 
@@ -253,6 +270,12 @@ def _identity():
     return main
 
 
+def _people():
+    from uniportrait_lite.evaluation.people import main
+
+    return main
+
+
 def _stack():
     from uniportrait_lite.evaluation.stack import main
 
@@ -266,7 +289,7 @@ def _speed():
 
 
 _STAGES = {"single_id": _single_id, "multi_id": _multi_id}
-_PROTOCOLS = {"identity": _identity, "stack": _stack, "speed": _speed}
+_PROTOCOLS = {"identity": _identity, "people": _people, "stack": _stack, "speed": _speed}
 
 
 # --- what they are given ----------------------------------------------------------------------------------------------

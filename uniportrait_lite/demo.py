@@ -1,16 +1,17 @@
-"""The demonstration: each person of a folder of faces in four portraits, and how alike they are."""
+"""The demonstration: each person of a folder of faces in four portraits, then some together; how alike they are."""
 
 import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from uniportrait_lite.errors import PictureError
-from uniportrait_lite.pictures import read_picture, save_picture
+from uniportrait_lite.pictures import read_picture, save_picture, tinted
 
 PROMPTS = (
     "a portrait of a person, smiling, at the beach",
@@ -18,6 +19,7 @@ PROMPTS = (
     "a portrait of a person, looking surprised, wearing a green beanie, in the snow",
     "a portrait of a person, comic style",
 )
+TOGETHER = {2: "two people at the beach, all smiling", 3: "three friends in the park"}
 CELL, GAP, HEADER, LABEL = 192, 8, 44, 18  # pixels of the picture that is saved
 
 
@@ -33,6 +35,50 @@ class Portrait:
     others: float | None
     seconds: float
     found: bool = True
+
+
+@dataclass
+class Together:
+    """One picture of several people, who listened where (a tinted copy), and each person's own similarity."""
+
+    names: list[str]
+    image: Image.Image
+    routing: Image.Image
+    own: tuple[float, ...]
+    seconds: float
+
+
+def together(up: Any, judge: Any, identities: dict[str, Any], references: np.ndarray, seed: int) -> Together:
+    """Draws the people in one picture; `references` (N, D) are the judge's embeddings of theirs."""
+    from uniportrait_lite.assignment import assign
+
+    began = time.perf_counter()
+    out = up(TOGETHER[len(identities)], list(identities.values()), seed=seed, routing=True)
+    seconds = time.perf_counter() - began
+    faces = judge.detect(out.images[0])
+    boxes, seen = np.array([face.box for face in faces]), np.array([face.embedding for face in faces])
+    shares = out.routing.mean("up_blocks")[0].numpy()
+    own = assign(boxes, seen, references).matched
+    return Together(list(identities), out.images[0], tinted(out.images[0], shares), own, seconds)
+
+
+def below(picture: Image.Image, groups: Sequence[Together]) -> Image.Image:
+    """The picture with a row for each group under it: the picture of all, and who listened where."""
+    height = sum(CELL + LABEL + GAP for _ in groups)
+    sheet = Image.new("RGB", (picture.width, picture.height + height), "white")
+    sheet.paste(picture, (0, 0))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    y = picture.height
+    for each in groups:
+        x = GAP
+        alike = ", ".join(f"{name} {value:.2f}" for name, value in zip(each.names, each.own, strict=True))
+        for image, label in ((each.image, alike), (each.routing, "routing, in the U-Net's way up")):
+            large = image.resize((round(image.width * CELL / image.height), CELL), Image.Resampling.BICUBIC)
+            sheet.paste(large, (x, y))
+            draw.text((x, y + CELL + 2), label, "black", font)
+            x += large.width + GAP
+        y += CELL + LABEL + GAP
+    return sheet
 
 
 def people_in(folder: str | Path) -> dict[str, list[Path]]:
@@ -74,8 +120,17 @@ def run(faces: str | Path = "data/faces", out: str | Path = "outputs/portraits.p
             alike = metrics.cosines(seen, known)[0]
             others = _mean(np.delete(alike, number))
             rows[name].append(Portrait(image, float(alike[number]), others, seconds, not np.isnan(seen).any()))
-    path = save_picture(grid(references, rows), out)
+    identities = {name: up.identity(reference) for name, reference in references.items()}
+    groups = [
+        together(up, judge, dict(list(identities.items())[:count]), known[:count], seed)
+        for count in TOGETHER
+        if count <= len(identities)
+    ]
+    path = save_picture(below(grid(references, rows), groups), out)
     print(table(rows))
+    for each in groups:
+        alike = ", ".join(f"{name} {value:.2f}" for name, value in zip(each.names, each.own, strict=True))
+        print(f"{' and '.join(each.names)} in one picture, {each.seconds:.1f} s: similarities {alike}")
     again = [
         metrics.cosines(judge.embeddings(paths[1:]), known[[n]]).ravel()
         for n, paths in enumerate(people.values())

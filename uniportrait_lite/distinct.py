@@ -10,24 +10,29 @@ from PIL import Image
 from uniportrait_lite.assignment import Assignment
 
 TRIES = 3  # pictures drawn again, at most
+ANOTHER = 1_000_003  # from the seed of one attempt to that of the next
 
 
 def settle(
     image: Image.Image,
     look: Callable[[Image.Image], Assignment],
-    again: Callable[[int, list[np.ndarray]], Image.Image],
+    again: Callable[[int, list[np.ndarray] | None], Image.Image],
     tries: int = TRIES,
 ) -> tuple[Image.Image, Assignment, int]:
     """The picture with everyone in it once, or the best of those drawn; who is where; how many were drawn again.
 
-    `look(image)` says who is where; `again(attempt, masks)` draws once more, with a region for each person. The first
-    attempt keeps the composition, as the regions are those around the faces that are there; if a face is lacking, and
-    from the second attempt on, they are columns of one width.
+    `look(image)` says who is where; `again(noise, masks)` draws once more, from the first noise (0) or another, with a
+    region for each person. The first attempt keeps noise and composition: the regions are those around the faces that
+    are there. If a face is lacking, and from the second attempt on, they are columns of one width. One person needs no
+    region, but other noise.
     """
     found = look(image)
     best, attempt = (image, found), 0
     while not best[1].distinct and attempt < tries:
-        image = again(attempt, one_region_each(found, image.size, around_faces=attempt == 0))
+        if len(found.face_of) == 1:
+            image = again(attempt + 1, None)
+        else:
+            image = again(attempt, one_region_each(found, image.size, around_faces=attempt == 0))
         attempt += 1
         found = look(image)
         best = max(best, (image, found), key=lambda pair: _rank(pair[1]))

@@ -67,7 +67,7 @@ def one_hot(scores: Tensor) -> Tensor:
 class Routing:
     """How the locations of one U-Net call choose among its identities.
 
-    `size`: height and width of the latents. `masks` (B or 1, N, H, W), from 0: takes the router's place; what several
+    `size`: height and width of the latents. `masks` (B or 1, N, H, W), 0 to 1: take the router's place; what several
     identities claim is shared, and what none claims gets nobody. `temperature`: draws with Gumbel noise, in training;
     None takes the largest. `soft`: draws shares of all identities instead of one. `record`, if given, is called with
     a layer's name and its map psi (B, N, h, w), and in training also gets the logits, of the same shape.
@@ -85,13 +85,17 @@ class Routing:
             return self
         return replace(self, masks=self.masks[index])
 
-    def choose(self, name: str, length: int, logits: Callable[[], Tensor]) -> Tensor:
+    def to(self, device: torch.device) -> Routing:
+        """The same with its masks on another device."""
+        return self if self.masks is None else replace(self, masks=self.masks.to(device))
+
+    def choose(self, name: str, batch: int, length: int, logits: Callable[[], Tensor]) -> Tensor:
         """psi (B, N, L) for a layer of `length` locations; `logits` (B, N, L) are asked for where no masks are set."""
         size = layer_size(self.size, length)
         scores = None
         if self.masks is not None:
-            shares = F.interpolate(self.masks, size=size, mode="bilinear").flatten(2)
-            psi = shares / shares.sum(dim=1, keepdim=True).clamp_min(1e-6)
+            shares = F.interpolate(self.masks.float(), size=size, mode="area").flatten(2).expand(batch, -1, -1)
+            psi = shares / shares.sum(dim=1, keepdim=True).clamp_min(1)
         else:
             scores = logits().float()
             psi = one_hot(scores) if self.temperature is None else gumbel(scores, self.temperature, not self.soft)
@@ -160,7 +164,7 @@ class RoutingMaps:
     """
 
     def __init__(self) -> None:
-        self.size: tuple[int, int] | None = None
+        self.size: tuple[int, int] | None = None  # of the latents
         self.steps: list[dict[str, Tensor]] = []
 
     def add(self, name: str, psi: Tensor) -> None:

@@ -31,30 +31,32 @@ class _Call:
     maps: RoutingMaps | None = None
     expanded: dict[tuple, IDConditions] = field(default_factory=dict)
 
-    def rows(self, batch: int, size: tuple[int, int], unet: UNet2DConditionModel) -> IDConditions:
-        """One row for each of the batch; with guidance its first half is unconditional, as diffusers stacks it."""
+    def rows(self, sample: torch.Tensor, unet: UNet2DConditionModel) -> IDConditions:
+        """One row for each of the latents (B, c, h, w), on their device; with guidance the first half is unconditional,
+        as diffusers stacks it."""
+        batch, size = len(sample), tuple(sample.shape[-2:])
         guided = guided_by_caller(unet) if self.guided is None else self.guided
         if guided and batch % 2:
             raise ConfigError(
                 f"a batch of {batch} rows is no two halves, without and with the prompt: it is not guided"
             )
-        if (batch, size, guided) not in self.expanded:
+        key = (batch, size, guided, sample.device)
+        if key not in self.expanded:
             nobody = batch // 2 if guided else 0
-            index = torch.tensor([0] * nobody + [1] * (batch - nobody), device=self.conditions.tokens.device)
-            conditions = replace(self.conditions, routing=self._routing(size, nobody))
-            self.expanded[batch, size, guided] = conditions.rows(index)
-        return self.expanded[batch, size, guided]
+            conditions = replace(self.conditions, routing=self._routing(size, nobody)).to(sample.device)
+            index = torch.tensor([0] * nobody + [1] * (batch - nobody), device=sample.device)
+            self.expanded[key] = conditions.rows(index)
+        return self.expanded[key]
 
     def _routing(self, size: tuple[int, int], nobody: int) -> Routing | None:
         """What says who is where; one person without a mask is everywhere."""
         if self.conditions.tokens.shape[1] == 1 and self.masks is None:
             return None
-        tokens, masks, record = self.conditions.tokens, None, None
-        if self.masks is not None:
-            masks = regions(self.masks, size, self.cell).to(tokens.device, tokens.dtype)
+        masks = None if self.masks is None else regions(self.masks, size, self.cell)
+        record = None
         if self.maps is not None:
             self.maps.size = size
-            record = lambda name, psi, _: self.maps.add(name, psi[min(nobody, len(psi) - 1) :])  # noqa: E731
+            record = lambda name, psi, _: self.maps.add(name, psi[nobody:])  # noqa: E731
         return Routing(size, masks, record=record)
 
 
@@ -144,7 +146,7 @@ class Injection:
             given = dict(cross_attention_kwargs or {})
             call = self._current.get()
             if call is not None and "identities" not in given:
-                given["identities"] = call.rows(sample.shape[0], tuple(sample.shape[-2:]), self.unet)
+                given["identities"] = call.rows(sample, self.unet)
             if "identities" in given:
                 self._check_in_place()
             with self._turn:

@@ -236,7 +236,8 @@ class _Run:
                 self.pending.setdefault(name, []).append(value)
             if self.step % self.config.log_every and not last or not self.pending:
                 return
-            values = {name: float(np.mean(v)) for name, v in self.pending.items()}
+            known = {name: [x for x in v if np.isfinite(x)] for name, v in self.pending.items()}  # NaN: not to be had
+            values = {name: float(np.mean(v)) for name, v in known.items() if v}
             self.pending = {}
         line = {"step": self.step, "seconds": round(self.seconds(), 1), **values}
         self.history.append(line)

@@ -15,6 +15,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from uniportrait_lite.errors import PictureError
 
 MAX_SIDE = 2048  # larger pictures are scaled down to this: no face is read at more than a few hundred pixels
+TINTS = ((230, 60, 60), (60, 120, 230), (60, 180, 90), (240, 180, 40), (160, 80, 200))  # one a person
 Picture = str | os.PathLike | Image.Image | np.ndarray
 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, MemoryError)
@@ -90,6 +91,18 @@ def save_picture(image: Image.Image, path: str | os.PathLike) -> Path:
         finally:
             temporary.unlink(missing_ok=True)
     return path
+
+
+def tinted(image: Image.Image, shares: np.ndarray, strength: float = 0.5) -> Image.Image:
+    """The picture tinted by who owns which place: `shares` (N, h, w) of N people, as routing maps have them.
+
+    People have the colours of `TINTS` in turn.
+    """
+    shares = np.asarray(shares, np.float64)
+    colors = np.array([TINTS[k % len(TINTS)] for k in range(len(shares))])
+    tint = np.einsum("nhw,nc->hwc", shares, colors).clip(0, 255).round().astype(np.uint8)
+    large = Image.fromarray(tint).resize(image.size, Image.Resampling.NEAREST)
+    return Image.blend(image.convert("RGB"), large, strength)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@
 # Two minutes on two CPU cores, under 2 GB of memory, no GPU and no network.
 #
 # **You will** give the model one picture of a face it was never trained on, and get portraits of that person: smiling,
-# in a hat, as a comic. Then you will turn every knob once, walk from one person to another, and play.
+# in a hat, as a comic. Then you will turn every knob once, walk from one person to another, put two and three people
+# into one picture, and play.
 #
 # **You need** this project's environment (`make lab` opens this page in it) and a little Python.
 #
@@ -19,6 +20,7 @@ import torch
 import uniportrait_lite as upl
 from uniportrait_lite.evaluation import face_similarity
 from uniportrait_lite.learn import viz
+from uniportrait_lite.pictures import tinted
 from uniportrait_lite.toyworld import Person, group
 
 up = upl.load("tiny")
@@ -210,6 +212,36 @@ print("more like Bob at the end than at the start:", alike(walk[-1], "bob") > al
 print("and less like Ann:", alike(walk[-1], "ann") < alike(walk[0], "ann"))
 
 # %% [markdown]
+# ## Two and three together
+#
+# Several identities in one picture: each should get a face of their own, though the prompt does not say where. In every
+# cross-attention layer a small **router** decides, for each place of the picture, whose ID tokens it listens to. The
+# tinted copies show the routing in the U-Net's way up, averaged over all steps: red listens to the first person, blue
+# to the second, green to the third.
+
+# %%
+for prompt, names in (
+    ("two people at the beach, all smiling", ["ann", "bob"]),
+    ("three friends in the park", ["bob", "cleo", "dan"]),
+):
+    group_picture = up(prompt, [people[name] for name in names], seed=2, routing=True)
+    image, maps = group_picture.images[0], group_picture.routing.mean("up_blocks")[0]
+    viz.show([image, tinted(image, maps)], [" and ".join(names), "who listens where"])
+    print("each place listens to one of them:", bool(torch.allclose(maps.sum(0), torch.ones(maps.shape[1:]))))
+
+# %% [markdown]
+# `masks=` says who is where, in the routers' place: boxes in pixels, or arrays of the picture's shape.
+# `distinct=True` looks who is in the picture, and draws again where somebody is missing or there twice.
+
+# %%
+pair = [people["ann"], people["dan"]]
+left, right = (0, 0, 96, 128), (96, 0, 192, 128)
+told = [up("two people in the city", pair, seed=3, masks=masks).images[0] for masks in ([left, right], [right, left])]
+viz.show(told, ["ann left, dan right", "dan left, ann right"])
+checked = up("two people in the city", pair, seed=3, distinct=True)
+print(type(checked.assignment[0]).__name__, "of", len(checked.assignment[0].face_of), "people")
+
+# %% [markdown]
 # ## Play
 #
 # Move the controls (a second for a picture). On a page where nothing runs, you see the picture of their first values.
@@ -255,15 +287,16 @@ print("largest difference of a pixel:", np.abs(np.asarray(by_hand, int) - np.asa
 #
 # * Drawn faces differ in dozens of ways, real ones in thousands. The method is the same; the numbers are not.
 # * The model knows the words of its world, about 320 (`uniportrait_lite/toyworld/wording.py`), and no others.
-# * One person in a picture: two identities at once blend into one. What keeps them apart is the paper's ID routing.
 #
-# ## In five lines
+# ## In six lines
 #
 # 1. A face is found, aligned, and turned into 16 ID tokens.
 # 2. The frozen diffusion model reads them beside the prompt, through cross-attention of their own.
 # 3. The prompt decides the rest: expression, hat, place, style.
 # 4. `id_scale` trades likeness against freedom, `structure_scale` details against the reference's pose and expression.
-# 5. A judge who took no part in the making says how alike a portrait is.
+# 5. Routers give each place of the picture to one of several people.
+# 6. A judge who took no part in the making says how alike a portrait is.
 #
 # **Next:** your own pictures of drawn people (`uniportrait_lite.toyworld.portrait` draws them), and the method itself:
-# `features.py`, `id_embedding.py`, `attention.py` and `adapter.py` in `uniportrait_lite/`, to be read in this order.
+# `features.py`, `id_embedding.py`, `id_routing.py`, `attention.py` and `adapter.py` in `uniportrait_lite/`, to be read
+# in this order.

@@ -68,13 +68,13 @@ def without_identity(
     knobs: CallDefaults,
     batch: int,
     progress: Callable[[int], None],
-    **size: int,
+    **given,
 ) -> list[Image.Image]:
-    """Pictures of the prompts alone, of the model's own size or of `height` and `width`.
+    """Pictures of the prompts alone, with what is `given` to the pipeline (`height` and `width`, for instance).
 
     `progress` is told how many more are done.
     """
-    return _draw(pipe, wishes, knobs, batch, progress, lambda part: size)
+    return _draw(pipe, wishes, knobs, batch, progress, lambda part: given)
 
 
 @torch.no_grad()

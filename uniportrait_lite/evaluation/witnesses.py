@@ -43,7 +43,7 @@ class Seen:
 class Witnesses:
     """The networks of a profile's folder that judge pictures, loaded when first asked; WeightsError for missing ones.
 
-    None of them takes part in making portraits but CLIP: its text tower is the base model's text encoder.
+    None of them takes part in making portraits but CLIP: the base model's text encoder began as its text tower.
     """
 
     def __init__(self, folder: str | Path):

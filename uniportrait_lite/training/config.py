@@ -99,9 +99,11 @@ def keep_settings(config: Any, frozen: dict[str, str]) -> None:
             if before[part].get(name) != value and name not in MAY_CHANGE
         ]
         if changed:
+            onward = f" (and --start-from {config.run_folder}/weights to build on what it learned)"
+            onward = onward if hasattr(config, "start_from") else ""
             raise ConfigError(
                 f"{config.run_folder} holds a training with other settings ({'; '.join(changed)}): give them back, or "
-                f"another --run-folder (and --start-from {config.run_folder}/weights to build on what it learned)"
+                f"another --run-folder{onward}"
             )
     write_json(path, now)
 

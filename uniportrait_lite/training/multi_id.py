@@ -10,24 +10,23 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from uniportrait_lite import checkpoints
+from uniportrait_lite.checkpoints import UniPortraitConfig
 from uniportrait_lite.folders import data_folder, writable_folder
 from uniportrait_lite.loop import train
 from uniportrait_lite.toyworld.pretrain import data as world
 from uniportrait_lite.toyworld.pretrain.record import write_json
 from uniportrait_lite.training.batches import Batches, GroupBatches
 from uniportrait_lite.training.config import keep_settings, load
-from uniportrait_lite.training.data import Batch, SceneData, weights
+from uniportrait_lite.training.data import Batch, SceneData
 from uniportrait_lite.training.network import MultiID, Stack, save_single
 from uniportrait_lite.training.samples import GroupSamples
 from uniportrait_lite.training.settings import MULTI_ID, MULTI_ID_EPILOG, MultiIDConfig
-from uniportrait_lite.training.store import digest
 from uniportrait_lite.training.watch import recipe
 
 
-def build(config: MultiIDConfig, stack: Stack, single: Path) -> MultiID:
-    """The network to train: routers drawn from the seed, the single-ID weights of the folder `single`."""
+def build(config: MultiIDConfig, stack: Stack, method: UniPortraitConfig, tensors: dict[str, Tensor]) -> MultiID:
+    """The network to train: routers drawn from the seed, around single-ID weights, as `checkpoints.load` reads them."""
     torch.manual_seed(config.seed)
-    method, tensors = checkpoints.load(single)
     return MultiID(
         stack.unet, stack.text_encoder, stack.scheduler, method, tensors, config.precision, config.face_weight,
         config.route_weight, config.soft,
@@ -42,11 +41,13 @@ def run(config: MultiIDConfig) -> list[dict]:
     weights_folder = Path(config.run_folder) / "weights"
     out = Path(config.out) if config.out else weights_folder if config.variant else single
     stack = Stack(folder)
+    first = checkpoints.load(single)
+    trained_on = checkpoints.single_digest(single)
     if state.is_main_process:
-        keep_settings(config, {**stack.digests(), "single_id": digest(*weights(single))})
+        keep_settings(config, {**stack.digests(), "single_id": trained_on})
         writable_folder(out, "choose another with --out")  # now, not after hours
     cache = writable_folder(world.CACHE, "run this from a folder of yours")
-    model = build(config, stack, single).to(state.device)
+    model = build(config, stack, *first).to(state.device)
     stack.features.to(state.device)
     with FileLock(cache / "multi_id.lock"):  # one process draws and computes, the others read
         sets = [
@@ -61,8 +62,9 @@ def run(config: MultiIDConfig) -> list[dict]:
         return module(batch.to(state.device))
 
     def save(place: Path, module: MultiID) -> None:
-        save_single(place, single, stack)
-        checkpoints.save_multi(place, module.weights())
+        if place.resolve() != single.resolve():
+            save_single(place, *first, stack)
+        checkpoints.save_multi(place, module.weights(), trained_on)
 
     def evaluate(module: MultiID, step: int) -> dict[str, float]:
         save(weights_folder, module)

@@ -131,9 +131,10 @@ class MultiID(SingleID):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The loss, its two parts, and where the routers are right.
 
-        "loss" is "diffusion" plus lambda times "route", the routing regularization loss of what the routers would
-        choose without noise. "right_down", "right_mid" and "right_up" are the shares of locations inside exactly one
-        face's box whose router names that face.
+        "loss" is "diffusion" plus lambda times "route", the routing regularization loss. Its psi is the softmax of the
+        logits as they are, where the paper's may have the noise and the step to one-hot: so it speaks of what the
+        routers will choose, and the noise serves the diffusion loss alone (our choice). "right_down", "right_mid" and
+        "right_up" are the shares of locations inside exactly one face's box whose router names that face.
         """
         logits: dict[str, Tensor] = {}
 
@@ -142,8 +143,9 @@ class MultiID(SingleID):
 
         routing = Routing(batch.latents.shape[-2:], None, batch.temperature, self.soft, record)
         found = self.diffusion_loss(batch, routing)
-        shown = {name: scores[batch.active] for name, scores in logits.items()}
-        boxes = batch.boxes[batch.active]
+        somebody = batch.active & batch.intrinsic.flatten(1).any(dim=1)  # nobody's faces cannot be told apart
+        shown = {name: scores[somebody] for name, scores in logits.items()}
+        boxes = batch.boxes[somebody]
         route = routing_loss({name: scores.softmax(dim=1) for name, scores in shown.items()}, boxes)
         right: dict[str, list[Tensor]] = {}
         with torch.no_grad():
@@ -209,11 +211,9 @@ def save(folder: Path, model: SingleID, stack: Stack) -> Path:
     return checkpoints.save(folder, _at(folder, model.config, stack), model.weights())
 
 
-def save_single(folder: Path, single: Path, stack: Stack) -> None:
-    """Puts the single-ID weights of the folder `single` into `folder`, where the multi-ID weights need them."""
-    if folder.resolve() != single.resolve():
-        config, tensors = checkpoints.load(single)
-        checkpoints.save(folder, _at(folder, config, stack), tensors)
+def save_single(folder: Path, config: UniPortraitConfig, tensors: Mapping[str, Tensor], stack: Stack) -> None:
+    """Writes single-ID weights as they were read, where those of the multi-ID stage need them beside them."""
+    checkpoints.save(folder, _at(folder, config, stack), tensors)
 
 
 def _at(folder: Path, config: UniPortraitConfig, stack: Stack) -> UniPortraitConfig:

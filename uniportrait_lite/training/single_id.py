@@ -73,9 +73,10 @@ def run(config: SingleIDConfig) -> list[dict]:
         no_muon=lambda name: "lora_" in name or name.endswith("queries"),
     )  # fmt: skip
     if state.is_main_process:
+        report = recipe("single_id", config, history, "unseen_face")
         for place in dict.fromkeys((weights_folder, out)):
             save(place, model, stack)
-            write_json(place / "single_id.recipe.json", recipe("single_id", config, history, "unseen_face"))
+            write_json(place / "single_id.recipe.json", report)
         print(f"weights in {out}", flush=True)
     return history
 

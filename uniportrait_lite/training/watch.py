@@ -2,11 +2,12 @@
 
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from uniportrait_lite.toyworld.pretrain.record import command, hardware
+from uniportrait_lite.toyworld.pretrain.record import before, command, hardware
 from uniportrait_lite.training.batches import Batches
 from uniportrait_lite.training.data import Batch
 from uniportrait_lite.training.network import SingleID
@@ -88,6 +89,7 @@ def recipe(stage: str, config: StageConfig, history: list[dict], sign: str) -> d
     """
     metrics = {name: value for line in history for name, value in line.items()}
     steps, seconds = (metrics.pop(name, 0) for name in ("step", "seconds"))
+    start = getattr(config, "start_from", None)
     measured = [line for line in history if sign in line]
     return {
         "recipe": command(stage, config, "train"),
@@ -98,4 +100,5 @@ def recipe(stage: str, config: StageConfig, history: list[dict], sign: str) -> d
         "metrics": {name: round(value, 4) for name, value in metrics.items()},
         "curve": history[:: max(1, len(history) // 60)],
         "measured": measured[:: max(1, len(measured) // 30)],
+        "before": before(Path(start), name=stage) if start else [],
     }

@@ -30,12 +30,14 @@ def record(folder: str | Path, name: str, config, history: list[dict], metrics: 
     """Writes `name``after`.recipe.json in `folder` and returns it.
 
     It holds the command with the settings that differ from the recipe's own (`config`, its dataclass), steps, seconds,
-    hardware, curve and metrics. `after` tells a second pass over the same weights from the first.
+    hardware, curve and metrics, and of a run that went on from weights, under `before`, the runs that made these.
+    `after` tells a second pass over the same weights from the first.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     last = next((line for line in reversed(history)), {"step": 0, "seconds": 0.0})
     every = max(1, len(history) // 60)
+    start = getattr(config, "start_from", None)
     report = {
         "recipe": command(name, config),
         "config": asdict(config),
@@ -44,10 +46,23 @@ def record(folder: str | Path, name: str, config, history: list[dict], metrics: 
         "hardware": hardware(),
         "metrics": metrics,
         "curve": history[::every],
+        "before": before(Path(start), Path(start) / folder.name, name=name) if start else [],
     }
     write_json(folder / f"{name}{after}.recipe.json", report)
     print(json.dumps(metrics))
     return report
+
+
+def before(*places: Path, name: str) -> list[dict]:
+    """The runs that led to weights, from the record `name` in the first of some folders that has it; latest last.
+
+    Of each: command, steps, seconds, hardware.
+    """
+    for path in (place / f"{name}.recipe.json" for place in places):
+        if path.exists():
+            last = json.loads(path.read_text())
+            return [*last.get("before", []), {key: last[key] for key in ("recipe", "steps", "seconds", "hardware")}]
+    return []
 
 
 def depends(config, *weights: str | Path) -> dict:

@@ -12,14 +12,15 @@ Every file was made by this project from nothing but its own drawings: no outsid
 is under the project's licence (Apache-2.0). `python -m uniportrait_lite.toyworld.pretrain.report` writes this page from
 the records that the recipes leave beside their weights (`*.recipe.json`: settings, curve, metrics).
 
-* `tiny/sd/`: a Stable Diffusion pipeline as diffusers loads it: `AutoencoderKL`, CLIP text tower and tokenizer, U-Net,
+* `tiny/sd/`: a Stable Diffusion pipeline as diffusers loads it: `AutoencoderKL`, text encoder and tokenizer, U-Net,
   scheduler
 * `tiny/clip/`: CLIP with both towers and projections
 * `tiny/face/`: `detector.onnx` (SCRFD's outputs) and `judge.onnx` (the recogniser that scores and conditions nothing),
   as insightface's `FaceAnalysis` loads them; give `prepare` a `det_size` of (256, 256)
 * `tiny/recogniser/`: the IR-ResNet whose feature maps condition pictures
 * `tiny/reader/`: reads attributes off pictures, for evaluation alone
-* `tiny/uniportrait/`: ID embedding, ID keys and values, LoRA: the single-ID stage's result
+* `tiny/uniportrait/`: ID embedding, ID keys and values, LoRA, the single-ID stage's result, in `model.safetensors`;
+  routers and a second LoRA, the multi-ID stage's, in `multi_id.safetensors`
 * `faces/`: references of four held-out people: `python -m uniportrait_lite.toyworld.references`
 * `prompts/`: evaluation prompts, written by hand
 
@@ -36,14 +37,9 @@ def main(argv=None) -> None:
     for path in sorted(folder.rglob("*.recipe.json")):
         report = json.loads(path.read_text())
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in flat(report["metrics"]).items())
-        cells = (
-            f"`{report['recipe']}`",
-            f"{report['steps']:,}",
-            f"{report['seconds']:,.0f}",
-            report["hardware"],
-            metrics,
-        )
-        lines.append(f"| {' | '.join(cells)} |")
+        for run in (*report.get("before", []), report):
+            cells = (f"`{run['recipe']}`", f"{run['steps']:,}", f"{run['seconds']:,.0f}", run["hardware"])
+            lines.append(f"| {' | '.join((*cells, metrics if run is report else 'see the next'))} |")
     lines += ["", "## Files", "", "| file | kB |", "| --- | --- |"]
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != "README.md":

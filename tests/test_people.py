@@ -1,0 +1,81 @@
+"""The people protocol: who is drawn with whom, and what is measured on pictures of several."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from uniportrait_lite.assignment import assign
+from uniportrait_lite.errors import ConfigError
+from uniportrait_lite.evaluation import people as protocol
+from uniportrait_lite.evaluation.groups import Found, among, routed_right, seen
+from uniportrait_lite.evaluation.subjects import Subject
+from uniportrait_lite.evaluation.witnesses import Witnesses
+from uniportrait_lite.folders import data_folder
+from uniportrait_lite.toyworld import Person, group, reference
+from uniportrait_lite.toyworld.wording import WORDS, tokens
+
+PROMPTS = data_folder("tiny").parent / "prompts" / "people.json"
+
+
+def test_every_pair_is_drawn_with_each_its_prompts_and_noise_of_its_own():
+    several, alone = protocol.people_prompts(PROMPTS)
+    asks = protocol.plan(15, several, alone, each=2, triples=40, seed=0)
+    assert {number: len(part) for number, part in asks.items()} == {1: 15 * len(alone), 2: 210, 3: 80}
+    assert len({frozenset(ask.who) for ask in asks[2]}) == 105
+    assert len({frozenset(ask.who) for ask in asks[3]}) == 40
+    assert len({ask.seed for ask in asks[2] + asks[3]}) == 290
+    used = [ask.prompt.name for ask in asks[2]]
+    assert {used.count(prompt.name) for prompt in several} == {42}
+    assert any(ask.who != tuple(sorted(ask.who)) for ask in asks[2])  # named in any order
+    assert asks == protocol.plan(15, several, alone, each=2, triples=40, seed=0)
+
+
+def test_prompts_are_words_of_the_world_and_fit_their_number():
+    several, alone = protocol.people_prompts(PROMPTS)
+    for number in ("two", "three"):
+        assert set(tokens(" ".join(p.text.format(number=number) for p in several))) <= set(WORDS)
+    assert set(tokens(" ".join(p.text for p in alone))) <= set(WORDS)
+
+
+def test_prompts_without_a_number_are_an_error_that_says_so(tmp_path):
+    path = tmp_path / "prompts.json"
+    path.write_text(json.dumps([{"name": "a", "text": "two people", "attributes": {"style": "photo"}}]))
+    with pytest.raises(ConfigError, match=r"'a' of .* needs \{number\}"):
+        protocol.people_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"), [(["--rows", "routre"], "no row 'routre'"), (["--people", "2"], "people are 3 at least")]
+)
+def test_what_cannot_be_measured_is_an_error(tmp_path, flags, says):
+    with pytest.raises(ConfigError, match=says):
+        protocol.main([*flags, "--rows" if "--rows" not in flags else "--out", "masks", "--out", str(tmp_path)])
+
+
+def test_faces_of_a_real_picture_are_matched_with_their_own_references_by_the_judge():
+    witnesses = Witnesses(data_folder("tiny"))
+    people = []
+    for seed in (2_000_101, 2_000_102, 2_000_103):
+        scene = reference(Person.random(seed), seed)
+        people.append(Subject(Person.random(seed), scene.image, witnesses.face(scene.image), [], None, None, 0))
+    scene = group([subject.person for subject in people[::-1]], seed=5, style="photo", hat="none", glasses="none")
+    found = seen(scene.image, people, witnesses)
+    assert found.assignment.face_of == (2, 1, 0) and found.assignment.distinct
+    assert min(found.assignment.matched) > 0.4 > 0.35 > among(found.embeddings)
+    # the routing of a picture in which every place listened to the right, and to the wrong, person
+    columns = torch.zeros(3, 16, 32)
+    for person, face in enumerate(found.assignment.face_of):
+        columns[person, :, [slice(0, 12), slice(12, 20), slice(20, 32)][face]] = 1
+    right = routed_right({"up_blocks.0": columns, "down_blocks.0": columns.roll(1, 0)}, found)
+    assert right["up_blocks"] > 0.95 and right["down_blocks"] < 0.05
+
+
+def test_a_picture_without_faces_says_nothing_of_routing_and_blending():
+    nothing = Found(
+        np.zeros((0, 4)), np.zeros((0, 8)), assign(np.zeros((0, 4)), np.zeros((0, 8)), np.eye(2, 8)), (192, 128)
+    )
+    assert routed_right({"up_blocks.0": torch.zeros(2, 16, 24)}, nothing) == {}
+    assert among(nothing.embeddings) is None and among(np.eye(2, 8)[:1]) is None
+    assert among(np.eye(3)) == 0 and among(np.ones((2, 4)) / 2) == 1
