@@ -79,3 +79,32 @@ def test_a_picture_without_faces_says_nothing_of_routing_and_blending():
     assert routed_right({"up_blocks.0": torch.zeros(2, 16, 24)}, nothing) == {}
     assert among(nothing.embeddings) is None and among(np.eye(2, 8)[:1]) is None
     assert among(np.eye(3)) == 0 and among(np.ones((2, 4)) / 2) == 1
+
+
+def test_the_protocol_draws_and_measures_every_row_with_the_shipped_weights(tmp_path, capsys):
+    flags = ["--people", "3", "--triples", "1", "--prompts-each", "1", "--rows", "averaged,router,distinct,masks"]
+    protocol.main([*flags, "--out", str(tmp_path)])
+    result = json.loads((tmp_path / "people.json").read_text())
+    rows = {(row["row"], row["number"]): row for row in result["rows"]}
+    assert len(rows) == 1 + 4 * 2 and rows["alone", 1]["pictures"] == 15
+    for row in rows.values():
+        assert -1 <= row["lowest"] <= row["matched"] <= 1 and row["seconds"] > 0
+        assert row["pictures"] == len(row["lowest_each"]) and 0 <= row["followed"] <= 1
+    for number in (2, 3):
+        assert rows["averaged", number]["routed"] == {}  # one identity as far as the U-Net knows
+        assert set(rows["router", number]["routed"]) <= {"down_blocks", "mid_block", "up_blocks"}
+        assert rows["router", number]["tries"] is None and 0 <= rows["distinct", number]["tries"] <= 3
+    text = (tmp_path / "people.md").read_text()
+    assert text.strip() in capsys.readouterr().out and "## Triples" in text and "| distinct" in text
+    assert (tmp_path / "people_3_masks.png").is_file()
+
+
+def test_routers_of_other_single_id_weights_are_no_ablation(tmp_path):
+    full = data_folder("tiny") / "uniportrait"
+    assert "no multi_id.safetensors" in protocol._unfit(tmp_path, full)
+    for name in ("model.safetensors", "multi_id.safetensors"):
+        (tmp_path / name).write_bytes((full / name).read_bytes())
+    assert protocol._unfit(tmp_path, full) is None
+    with (tmp_path / "model.safetensors").open("ab") as file:
+        file.write(b" ")
+    assert "other single-ID weights" in protocol._unfit(tmp_path, full)
