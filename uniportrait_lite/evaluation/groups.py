@@ -23,7 +23,8 @@ from uniportrait_lite.evaluation.witnesses import Witnesses
 from uniportrait_lite.id_routing import Routing, RoutingMaps, box_masks
 from uniportrait_lite.toyworld import group
 
-ROWS = ("text_only", "averaged", "concatenated", "no_route", "router", "distinct", "masks")
+ROWS = ("text_only", "averaged", "concatenated", "no_route", "router", "said", "distinct", "masks")
+SAID, ASKED = "wearing a red beret", {"hat": "beret", "hat_color": "red"}  # of the first person, in the row said
 PARTS = ("down_blocks", "mid_block", "up_blocks")
 
 
@@ -87,8 +88,8 @@ class Painter:
 
     def _conditions(self, row: str, part: Sequence[Ask]) -> IDConditions:
         """Unconditional rows and then as many with these people, as diffusers stacks them."""
-        people = self.tokens[[list(ask.who) for ask in part]]
-        rows = torch.cat([self.nobody.expand_as(people[:, 0]).unsqueeze(1).expand_as(people), people])
+        people = self.tokens[torch.tensor([ask.who for ask in part])]
+        rows = torch.cat([self.nobody.unsqueeze(1).expand_as(people), people])
         if row == "averaged":
             return self._ready(rows.mean(1, keepdim=True))
         if row == "concatenated":
@@ -102,10 +103,16 @@ class Painter:
             masks = torch.cat([masks, masks]).to(rows)
         self.record = RoutingMaps()
         add = lambda name, psi, _: self.record.add(name, psi[len(part) :])  # noqa: E731
-        return self._ready(rows, Routing(latents, masks, record=add))
+        given = {"routing": Routing(latents, masks, record=add)}
+        if row == "said":
+            first = [self.identities[part[0].who[0]].saying(SAID), *(self.identities[k] for k in part[0].who[1:])]
+            about = self.up.conditions(*first)  # rows of nobody and of the people: the words are the same for all asks
+            index = torch.tensor([0, 1]).repeat_interleave(len(part))
+            given |= {"sentences": about.sentences[index], "said": about.said[index]}
+        return self._ready(rows, **given)
 
-    def _ready(self, rows: Tensor, routing: Routing | None = None) -> IDConditions:
-        return IDConditions(rows, self.knobs.id_scale, routing=routing).projected(self.up.id_attention)
+    def _ready(self, rows: Tensor, **given) -> IDConditions:
+        return IDConditions(rows, self.knobs.id_scale, **given).projected(self.up.id_attention)
 
     def regions(self, ask: Ask) -> list[np.ndarray]:
         """What is nearest to each face of a real picture of these people: the truth that the row masks is told."""
@@ -154,11 +161,14 @@ def figures(
     found = [
         seen(image, [people[k] for k in ask.who], witnesses) for image, ask in zip(drawn.images, asks, strict=True)
     ]
-    followed, right = [], {part: [] for part in PARTS}
+    followed, wears, right = [], {"first": [], "others": []}, {part: [] for part in PARTS}
     for image, ask, one in zip(drawn.images, asks, found, strict=True):
         read = witnesses.reader.read([image] * len(one.boxes), list(one.boxes)) if len(one.boxes) else []
         hits = [face[name] == value for face in read for name, value in ask.prompt.attributes.items()]
         followed.append(np.mean(hits) if hits else 0.0)
+        for person, face in enumerate(one.assignment.face_of):
+            has = face is not None and all(read[face][name] == value for name, value in ASKED.items())
+            wears["others" if person else "first"].append(has)
     for maps, one in zip(drawn.maps, found, strict=True) if drawn.maps else ():
         for part, share in routed_right(maps, one).items():
             right[part].append(share)
@@ -177,6 +187,7 @@ def figures(
         "blending": float(np.mean([a - b for a, b in both])) if both else None,
         "blending_of": len(both),
         "followed": float(np.mean(followed)),
+        "wears": {who: float(np.mean(has)) for who, has in wears.items() if has},
         "routed": {part: float(np.nanmean(shares)) for part, shares in right.items() if shares},
         "seconds": drawn.seconds,
         "tries": drawn.tries,

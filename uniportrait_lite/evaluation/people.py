@@ -14,7 +14,7 @@ from tqdm import tqdm
 from uniportrait_lite.adapter import UniPortrait
 from uniportrait_lite.checkpoints import MULTI, single_digest
 from uniportrait_lite.errors import ConfigError, WeightsError
-from uniportrait_lite.evaluation.groups import ROWS, Ask, Drawn, Painter, among, figures, seen
+from uniportrait_lite.evaluation.groups import PARTS, ROWS, SAID, Ask, Drawn, Painter, among, figures, seen
 from uniportrait_lite.evaluation.portraits import pipeline, settings
 from uniportrait_lite.evaluation.report import check_folder, markdown, sheet, shown, write_json, write_text
 from uniportrait_lite.evaluation.subjects import UNSAID, Prompt, Subject, read_prompts, subjects
@@ -36,8 +36,9 @@ faces they find one to one with the references. Writes people.md, people.json an
 
 Rows: alone is each person by themselves; text_only is the base model without identities; averaged and concatenated
 give the ID tokens of all as those of one, without a router; no_route has routers that were trained without the routing
-loss (from {NO_ROUTE}, as `train multi_id --route-weight 0` writes them, else absent); router is the profile's own;
-distinct draws again where someone is doubled or missing; masks tells each location who is nearest in a real picture.
+loss (from {NO_ROUTE}, as `train multi_id --route-weight 0` writes them, else absent); router is the profile's own; said
+is the same with "{SAID}" said of the first person; distinct draws again where someone is doubled or missing; masks
+tells each location who is nearest in a real picture.
 """
 _EPILOG = """\
 examples:
@@ -53,6 +54,7 @@ NOTES = """\
   one face nearest. Where likeness is weak that is half chance: see text_only. faces: as many found as people asked for.
 - blending, our own score: how alike the faces of a picture are to each other (cosine), less the same in a real picture
   of those people for that prompt, over pictures with two faces or more: 0 is no blending; doubling counts as blending.
+- beret: share of the first-named people, and of the others, on whose face's window the reader sees a red beret.
 - followed: share of the prompts' attributes that the reader finds around a picture's faces; 0 without faces.
 - routed: share of locations inside matched faces' boxes, over all steps, that listened to the face's own person, in the
   U-Net's way down, middle and way up.
@@ -151,13 +153,14 @@ def people_markdown(result: dict) -> str:
     if result["people"] < FULL:
         lines.append(f"Fewer than {FULL} people: a look, not a result.")
     header = ("", "pictures", "lowest", "/ alone", "matched", "missing", "doubled", "once", "faces", "blending",
-              "followed", "routed down", "mid", "up", "seconds", "tries")  # fmt: skip
+              "beret: first", "others", "followed", "routed down", "mid", "up", "seconds", "tries")  # fmt: skip
     for number, title in ((1, "One person"), (2, "Pairs"), (3, "Triples")):
         table = [
             (
                 row["row"], str(row["pictures"]), row["lowest"], row["lowest"] / alone if alone else None,
                 row["matched"], row["missing"], row["doubled"], row["once"], row["faces"], row["blending"],
-                row["followed"], *(row["routed"].get(part) for part in ("down_blocks", "mid_block", "up_blocks")),
+                row["wears"].get("first"), row["wears"].get("others"), row["followed"],
+                *(row["routed"].get(part) for part in PARTS),
                 shown(row["seconds"], 2), shown(row["tries"], 2),
             )
             for row in result["rows"]
