@@ -67,7 +67,7 @@ class Identity:
         """The same person with words that are meant for nobody else: `[ann.saying("wearing a red hat"), bob]`.
 
         They are read, beside the prompt, only where the picture shows this person. Not in the paper, whose prompt is
-        everybody's.
+        everybody's, and an experiment: no weights were trained with such words yet, and the tiny ones ignore them.
         """
         if not isinstance(sentence, str) or not sentence.strip():
             raise ConfigError(f"a sentence about a person is a text with words in it, not {sentence!r}")
