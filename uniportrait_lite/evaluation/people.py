@@ -35,10 +35,10 @@ faces they find one to one with the references. Writes people.md, people.json an
 --out, and prints the tables, with what each figure means.
 
 Rows: alone is each person by themselves; text_only is the base model without identities; averaged and concatenated
-give the ID tokens of all as those of one, without a router; no_route has routers that were trained without the routing
-loss (from {NO_ROUTE}, as `train multi_id --route-weight 0` writes them, else absent); router is the profile's own; said
-is the same with "{SAID}" said of the first person; distinct draws again where someone is doubled or missing; masks
-tells each location who is nearest in a real picture.
+give the ID tokens of all as those of one, without a router; router is the profile's own; no_route has routers that were
+trained without the routing loss (`train multi_id --route-weight 0`), from {NO_ROUTE}, else it is absent;
+said is router with "{SAID}" said of the first person; distinct draws again where someone is doubled or
+missing; masks tells each location who is nearest in a real picture.
 """
 _EPILOG = """\
 examples:
