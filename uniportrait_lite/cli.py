@@ -245,11 +245,19 @@ def _pretrain(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _train(args: argparse.Namespace, rest: list[str]) -> None:
-    _STAGES[args.what]()(rest)
+    _quietly(_STAGES[args.what])(rest)
 
 
 def _evaluate(args: argparse.Namespace, rest: list[str]) -> None:
-    _PROTOCOLS[args.what]()(rest)
+    _quietly(_PROTOCOLS[args.what])(rest)
+
+
+def _quietly(load):
+    """What `load` imports, without the libraries' advice."""
+    from uniportrait_lite.quiet import no_progress_bars
+
+    with no_progress_bars():
+        return load()
 
 
 def _single_id():
