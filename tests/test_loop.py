@@ -158,3 +158,16 @@ def test_a_parameter_may_learn_at_a_share_of_the_rate(tmp_path):
         moved = [float((p.detach() - b).abs().mean()) for p, b in zip(model.parameters(), before, strict=True)]
         assert moved[3] / moved[1] == pytest.approx(0.1, rel=0.02)
         assert moved[2] / moved[0] == pytest.approx(0.1, rel=0.02 if muon_lr is None else 0.5)
+
+
+def test_what_cannot_be_measured_in_a_step_is_left_out_of_the_log(tmp_path):
+    """NaN is no JSON, and one would make the mean of all steps NaN."""
+    values = iter([1.0, float("nan"), 3.0, float("nan")])
+
+    def measured(model, data):
+        share = torch.tensor(next(values))
+        return {**loss(model, data), "share": share, "never": torch.tensor(float("nan"))}
+
+    train(settings(tmp_path, steps=4, log_every=4), network(), batch, measured)
+    lines = (tmp_path / "log.jsonl").read_text()
+    assert "NaN" not in lines and json.loads(lines.splitlines()[0])["share"] == 2 and "never" not in lines

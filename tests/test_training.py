@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from uniportrait_lite.speed import fast_attention
 from uniportrait_lite.toyworld import reference
 from uniportrait_lite.toyworld.pretrain import data as world
 from uniportrait_lite.toyworld.pretrain import latents as world_latents
+from uniportrait_lite.toyworld.pretrain import unet
 from uniportrait_lite.toyworld.pretrain.unet import scheduler
 from uniportrait_lite.toyworld.tokenizer import build_tokenizer
 from uniportrait_lite.training import multi_id, network, samples, single_id
@@ -451,6 +453,32 @@ def test_two_processes_train_together(place, stack):
     assert two.keys() == one.keys()
     assert not torch.equal(two["id_embedding.queries"], one["id_embedding.queries"])
     assert (place / "out" / "model.safetensors").exists()
+
+
+# --- the base model below both ----------------------------------------------------------------------------------------
+def test_the_base_models_text_encoder_begins_as_clips_and_learns_along(place, stack):
+    folder = place / "tiny" / "sd"
+    shutil.copytree(stack / "tiny" / "clip", place / "tiny" / "clip")
+    for part in ("vae", "tokenizer"):
+        shutil.copytree(stack / "tiny" / "sd" / part, folder / part)
+    size = {
+        "portraits": 20,
+        "groups": 20,
+        "batch": 2,
+        "widths": (16, 32),
+        "head_width": 16,
+        "precision": "fp32",
+        "evaluate_every": 9,
+    }
+    first = unet.run(out="first", folder=str(folder), steps=1, **size)
+    clip, learnt = (
+        CLIPTextModel.from_pretrained(place / "tiny" / part).state_dict() for part in ("clip", "sd/text_encoder")
+    )
+    moved = [name for name in clip if not torch.equal(clip[name].half(), learnt[name].half())]
+    assert clip.keys() == learnt.keys() and len(moved) > len(clip) / 2
+    assert StableDiffusionPipeline.from_pretrained(folder).unet.config.block_out_channels == [16, 32]
+    second = unet.run(out="second", folder=str(folder), start_from=str(folder), steps=1, **size)
+    assert first["before"] == [] and [run["recipe"] for run in second["before"]] == [first["recipe"]]
 
 
 # --- the multi-ID stage -----------------------------------------------------------------------------------------------

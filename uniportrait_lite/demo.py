@@ -108,9 +108,10 @@ def run(faces: str | Path = "data/faces", out: str | Path = "outputs/portraits.p
     print(f"loaded in {time.perf_counter() - started:.1f} s")
     judge = detector_of(embed=True)
     known = judge.embeddings(list(references.values()))
+    identities = {name: up.identity(reference) for name, reference in references.items()}
     rows: dict[str, list[Portrait]] = {}
-    for number, (name, reference) in enumerate(references.items()):
-        identity = up.identity(reference)
+    for number, name in enumerate(references):
+        identity = identities[name]
         rows[name] = []
         for prompt in PROMPTS:
             began = time.perf_counter()
@@ -120,7 +121,6 @@ def run(faces: str | Path = "data/faces", out: str | Path = "outputs/portraits.p
             alike = metrics.cosines(seen, known)[0]
             others = _mean(np.delete(alike, number))
             rows[name].append(Portrait(image, float(alike[number]), others, seconds, not np.isnan(seen).any()))
-    identities = {name: up.identity(reference) for name, reference in references.items()}
     groups = [
         together(up, judge, dict(list(identities.items())[:count]), known[:count], seed)
         for count in TOGETHER
