@@ -10,7 +10,7 @@ import pytest
 from transformers import CLIPTokenizer
 
 from uniportrait_lite.toyworld import factors, wording
-from uniportrait_lite.toyworld.captions import DETAILS, caption, prompt_for
+from uniportrait_lite.toyworld.captions import DETAILS, caption, prompt_for, sentence
 from uniportrait_lite.toyworld.tokenizer import MAX_LENGTH, WORDS, build_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -162,6 +162,16 @@ def test_people_are_said_from_left_to_right():
     texts = [caption(people, faces, *rest, seed=seed, detail="full") for seed in range(200)]
     both = [text for text in texts if "afro" in text and "pigtails" in text]
     assert len(both) > 100 and all(text.index("afro") < text.index("pigtails") for text in both)
+
+
+def test_a_sentence_tells_of_one_person_what_the_scene_gives_them():
+    people, faces, *_ = draw_scene(3, 2, hat="beret", hat_color="red", style="photo")
+    texts = [sentence(people[0], faces[0], "photo", seed) for seed in range(300)]
+    assert texts == [sentence(people[0], faces[0], "photo", seed) for seed in range(300)]
+    assert np.mean(["red beret" in text or "red hat" in text for text in texts]) > 0.8
+    named = np.mean([text.startswith(("a ", "an ")) for text in texts])
+    assert 0.4 < named < 0.9 and all(set(wording.tokens(text)) <= set(wording.WORDS) for text in texts)
+    assert not any(text.startswith((",", " ")) or not text for text in texts)
 
 
 def test_details_are_drawn_in_their_shares(texts):

@@ -95,6 +95,9 @@ def test_the_protocol_draws_and_measures_every_row_with_the_shipped_weights(tmp_
         assert set(rows["router", number]["routed"]) <= {"down_blocks", "mid_block", "up_blocks"}
         assert rows["said", number]["lowest_each"] != rows["router", number]["lowest_each"]
         assert rows["router", number]["tries"] is None and 0 <= rows["distinct", number]["tries"] <= 3
+    alone = np.reshape(rows["alone", 1]["lowest_each"], (3, 5))  # of the pairs 01, 02 and 12 with prompts 0, 1 and 2
+    expected = [alone[[0, 1], 0].min(), alone[[0, 2], 1].min(), alone[[1, 2], 2].min()]
+    assert rows["router", 2]["lowest_alone"] == pytest.approx(np.mean(expected))
     text = (tmp_path / "people.md").read_text()
     assert text.strip() in capsys.readouterr().out and "## Triples" in text and "| distinct" in text
     assert (tmp_path / "people_3_masks.png").is_file()

@@ -6,7 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from uniportrait_lite.folders import data_folder
+from uniportrait_lite.toyworld import Person, portrait
 from uniportrait_lite.toyworld.pretrain import clip, data, run, unet, vae
 from uniportrait_lite.toyworld.pretrain.latents import load_latents
 
@@ -111,6 +114,30 @@ def test_timesteps_cover_the_schedule_and_prefer_its_middle():
 def test_edges_tell_a_blurred_picture_from_a_sharp_one():
     sharp = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     assert vae.edge_difference(sharp, sharp) == 0 < vae.edge_difference(sharp, sharp.mean() + 0 * sharp)
+
+
+def test_a_recogniser_sees_the_difference_between_faces_and_passes_its_gradient_on():
+    seen = vae.FeatureDifference(data_folder("tiny") / "recogniser")
+    faces = vae.to_pixels(np.stack([portrait(Person.random(k), seed=0).pixels[28:92, 32:96] for k in range(4)]))
+    with torch.no_grad():
+        assert seen(faces, faces) == 0
+        assert 0 < 3 * seen(faces, 0.98 * faces) < seen(faces, faces.roll(1, 0))
+    restored = faces.roll(1, 0).requires_grad_()
+    seen.train()(restored, faces).backward()
+    assert restored.grad.abs().sum() > 0 and not seen.recogniser.training
+    assert not any(p.requires_grad for p in seen.parameters())
+
+
+def test_a_decoder_alone_learns_beside_an_encoder_that_stays(stack, tmp_path):
+    folder, first = tmp_path / "vae", stack[1] / "sd" / "vae"
+    run("vae", out=str(tmp_path / "run"), folder=str(folder), start_from=str(first), scenes=100, steps=2, batch=4,
+        decoder_only=True, perceptual=0.1)  # fmt: skip
+    before, after = (load_file(f / "diffusion_pytorch_model.safetensors") for f in (first, folder))
+    changed = {name.split(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+    assert json.loads((folder / "vae_decoder.recipe.json").read_text())["curve"][-1]["perceptual"] > 0
+    config = [json.loads((f / "config.json").read_text()) for f in (first, folder)]
+    assert config[0]["scaling_factor"] == config[1]["scaling_factor"]
 
 
 def test_pictures_of_any_size_become_clip_input():

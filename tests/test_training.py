@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from uniportrait_lite.adapter import UniPortrait
 from uniportrait_lite.backbone import IRConfig, IRResNet
 from uniportrait_lite.errors import ConfigError, WeightsError
 from uniportrait_lite.speed import fast_attention
-from uniportrait_lite.toyworld import reference
+from uniportrait_lite.toyworld import Person, reference, wording
 from uniportrait_lite.toyworld.pretrain import data as world
 from uniportrait_lite.toyworld.pretrain import latents as world_latents
 from uniportrait_lite.toyworld.pretrain import unet
@@ -525,6 +526,52 @@ def test_swapped_features_in_groups_come_from_another_picture_of_the_same_person
     drawn = data.draw(torch.Generator().manual_seed(0), 64, swap=1.0)
     assert (data.people[drawn["source"]] == data.people[drawn["face"]]).all()
     assert (drawn["source"] != drawn["face"]).all()
+
+
+def test_what_is_said_of_a_person_alone_goes_with_their_face(single):
+    _, batches = groups_of(multi(single))
+    data = batches.trios.data
+    drawn = data.draw(torch.Generator().manual_seed(3), 40, swap=0.0)
+    words = [data.tokenizer.batch_decode(row, skip_special_tokens=True) for row in data.sentences(drawn)]
+    kinds = {kind: set(wording.NOUNS[kind]) for kind in ("woman", "man")}
+    told = 0
+    for faces, texts in zip(drawn["face"], words, strict=True):
+        for face, text in zip(faces, texts, strict=True):
+            own = Person.random(int(data.people[face])).presentation
+            for kind, nouns in kinds.items():
+                if nouns & set(text.split()):
+                    told += 1
+                    assert own == kind, (own, text)
+    assert told > 30
+
+
+def test_sentences_are_said_in_as_many_steps_as_asked_and_never_without_a_caption(single):
+    _, batches = groups_of(multi(single))
+    assert batches(0, torch.Generator().manual_seed(0)).sentences is None
+    spoken = Batches(multi(single, "--no-caption", "0.5", "--batch", "24"), batches.pairs.data, 1000, sentences=1.0)
+    batch = spoken(0, torch.Generator().manual_seed(0))
+    captioned = (batch.text != spoken.no_text).any(dim=1)
+    assert batch.sentences.shape == (*batch.said.shape, 48)
+    assert 0 < captioned.sum() < len(captioned) and batch.said[captioned].any() and not batch.said[~captioned].any()
+    assert 0 < np.mean([Batches(spoken.config, spoken.data, 1000, sentences=0.5)(
+        0, torch.Generator().manual_seed(k)).sentences is None for k in range(12)]) < 1  # fmt: skip
+
+
+def test_sentences_change_what_the_model_predicts(single):
+    torch.manual_seed(0)
+    model, batches = groups_of(multi(single, "--no-caption", "0"))
+    spoken = Batches(batches.config, batches.pairs.data, 1000, sentences=1.0)
+    batch = spoken(0, torch.Generator().manual_seed(0))
+    model.eval()
+
+    def loss(batch) -> float:
+        torch.manual_seed(1)  # of the routing's noise
+        return float(model(batch)["diffusion"])
+
+    with torch.no_grad():
+        told, silent = loss(batch), loss(replace(batch, said=torch.zeros_like(batch.said)))
+        assert silent == pytest.approx(loss(replace(batch, said=None, sentences=None)), rel=1e-5)
+    assert abs(told - silent) > 1e-6 * silent
 
 
 def test_the_temperature_falls_and_trios_come_as_often_as_asked(single):

@@ -67,7 +67,7 @@ class Identity:
         """The same person with words that are meant for nobody else: `[ann.saying("wearing a red hat"), bob]`.
 
         They are read, beside the prompt, only where the picture shows this person. Not in the paper, whose prompt is
-        everybody's, and an experiment: no weights were trained with such words yet, and the tiny ones ignore them.
+        everybody's: an addition of ours, which the multi-ID stage trains along.
         """
         if not isinstance(sentence, str) or not sentence.strip():
             raise ConfigError(f"a sentence about a person is a text with words in it, not {sentence!r}")
@@ -235,7 +235,7 @@ class UniPortrait:
         return conditions.projected(self.id_attention)
 
     def _sentences(self, texts: Sequence[str | None]) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Encoded sentences (2, N, T, D) of nobody and of the identities, and which tokens (2, N, T) are words."""
+        """Encoded sentences (2, N, T, D) of nobody and of the identities, and of whom (2, N) there is one."""
         if not any(texts):
             return None, None
         if not all(getattr(self.pipe, part, None) for part in ("tokenizer", "text_encoder")):
@@ -246,12 +246,8 @@ class UniPortrait:
                 raise ConfigError(f"a sentence has at most {tokenizer.model_max_length - 2} words here: {text!r:.80}")
         tokens = tokenizer([text or "" for text in texts], padding="max_length", return_tensors="pt")
         encoded = encoder(tokens.input_ids.to(encoder.device)).last_hidden_state.to(self.unet.device, self.unet.dtype)
-        said = tokens.attention_mask.bool()
-        said[:, 0] = False  # the marker of the beginning
-        said[[k for k, text in enumerate(texts) if not text]] = False
-        last = int(said.any(0).nonzero().max()) + 1
-        said = torch.stack([torch.zeros_like(said), said])[..., :last].to(self.unet.device)
-        return encoded[:, :last].unsqueeze(0).expand(2, -1, -1, -1), said
+        said = torch.tensor([[False] * len(texts), [bool(text) for text in texts]], device=self.unet.device)
+        return encoded.unsqueeze(0).expand(2, -1, -1, -1), said
 
     # Pictures
 

@@ -28,6 +28,7 @@ from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.id_routing import IDRouter, Routing
 
 SINGLE, SEVERAL = "single_id", "multi_id"  # the LoRA adapters of the two stages, for one person and for several
+SENTENCE_SHARE = 0.5  # of the text's attention, where something is said of the person there; the prompt has the rest
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -38,8 +39,8 @@ class IDConditions:
     `tokens` (B, N, 16, D): the ID tokens of N identities for each row of the batch, or (1, N, 16, D) for all rows.
     `id_scale`: one number, or one a row (B,). `active` (B,), bool: rows without it get text alone.
     `routing` says how locations choose among several identities, which need it; with masks it serves one, too.
-    `sentences` (B, N, T, D) are encoded words about each identity, of which `said` (B, N, T), bool, count: locations
-    attend to them, beside the prompt, only where they listen to that identity (our addition to the paper).
+    `sentences` (B, N, T, D) are encoded texts, one about each identity of which `said` (B, N), bool, says that there is
+    one: locations that listen to that identity attend to it beside the prompt (our addition to the paper).
     `keys_values`: for each layer the projected tokens (B, N, 16, inner), and `router_keys` (B, N, 2C), both filled by
     `projected`; without them a layer projects its own, which is what training wants.
     """
@@ -107,19 +108,16 @@ def _attend(attn: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Te
     return out.transpose(1, 2).flatten(2).to(query.dtype)
 
 
-def _routed(
-    attn: Attention, query: Tensor, key: Tensor, value: Tensor, psi: Tensor | None, keep: Tensor | None = None
-) -> Tensor:
+def _routed(attn: Attention, query: Tensor, key: Tensor, value: Tensor, psi: Tensor | None) -> Tensor:
     """Attention of (B, L, inner) to each identity's (B or 1, N, T, inner), added up by psi (B, N, L).
 
-    `keep` (B, N, T), bool, hides tokens. Without psi there is one identity.
+    Without psi there is one identity.
     """
     batch, count = query.shape[0], key.shape[1]
     key, value = (x.expand(batch, -1, -1, -1).flatten(0, 1) for x in (key, value))
-    mask = None if keep is None else keep.flatten(0, 1)[:, None, None]
     if psi is None:
-        return _attend(attn, query, key, value, mask)
-    each = _attend(attn, query.repeat_interleave(count, dim=0), key, value, mask).unflatten(0, (batch, count))
+        return _attend(attn, query, key, value)
+    each = _attend(attn, query.repeat_interleave(count, dim=0), key, value).unflatten(0, (batch, count))
     return (psi.unsqueeze(-1) * each).sum(dim=1)
 
 
@@ -171,9 +169,7 @@ class IDAttnProcessor(nn.Module):
             psi = self.psi(hidden_states, identities)
             out = _attend(attn, query, key, value, attention_mask)
             if identities.sentences is not None:
-                if attention_mask is not None:
-                    raise ConfigError("sentences about people and a mask of the prompt's tokens do not go together")
-                out = self.with_sentences(attn, query, key, value, out, identities, psi)
+                out = self.with_sentences(attn, query, out, identities, psi)
             out = out + identities.weight(query.dtype) * self.identity_branch(attn, query, identities, psi)
         return attn.to_out[1](attn.to_out[0](out))
 
@@ -200,28 +196,13 @@ class IDAttnProcessor(nn.Module):
         return _routed(attn, query, key, value, psi)
 
     def with_sentences(
-        self,
-        attn: Attention,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        plain: Tensor,
-        identities: IDConditions,
-        psi: Tensor | None,
+        self, attn: Attention, query: Tensor, prompt: Tensor, identities: IDConditions, psi: Tensor | None
     ) -> Tensor:
-        """The attention to the prompt (B, T, inner) and the sentence of each location's identity together.
-
-        Where there is nobody it is `plain`, that to the prompt alone.
-        """
-        batch, count = query.shape[0], identities.tokens.shape[1]
-        sentences, said = (x.expand(batch, *x.shape[1:]) for x in (identities.sentences, identities.said))
-        key, value = (
-            torch.cat([text.unsqueeze(1).expand(-1, count, -1, -1), linear(sentences)], dim=2)
-            for text, linear in ((key, attn.to_k), (value, attn.to_v))
-        )
-        keep = F.pad(said, (key.shape[2] - said.shape[2], 0), value=True)
-        together = _routed(attn, query, key, value, psi, keep)
-        return together if psi is None else together + (1 - psi.sum(dim=1)).unsqueeze(-1) * plain
+        """The attention to the prompt (B, L, inner), a share of it given to what is said of each location's person."""
+        here = identities.said.to(query.dtype).unsqueeze(-1)  # (B or 1, N, 1)
+        here = here.expand(len(query), -1, query.shape[1]) if psi is None else here * psi
+        about = _routed(attn, query, attn.to_k(identities.sentences), attn.to_v(identities.sentences), here)
+        return prompt + SENTENCE_SHARE * (about - here.sum(dim=1).unsqueeze(-1) * prompt)
 
 
 class SelfAttnProcessor(AttnProcessor2_0):

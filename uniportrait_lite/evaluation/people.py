@@ -48,8 +48,9 @@ examples:
 NOTES = """\
 - Similarities are the judge's. Faces and references are matched one to one for the largest sum; whoever has no face
   counts 0. lowest: the mean over pictures of the lowest matched similarity; matched: of their mean. / alone: lowest,
-  as a share of the mean that people reach by themselves, as the paper compares them; a lowest of two or three is lower
-  by its nature.
+  as a share of the mean that people reach by themselves, as the paper compares them. A lowest of two or three is lower
+  than a mean by its nature, so / lowest alone: lowest, as a share of the mean of the lowest that these same people
+  reach by themselves with this prompt, where 1 is all that there is to be had.
 - missing, doubled: pictures with a person to whom no face is nearest, or several are. once: every person has exactly
   one face nearest. Where likeness is weak that is half chance: see text_only. faces: as many found as people asked for.
 - blending, our own score: how alike the faces of a picture are to each other (cosine), less the same in a real picture
@@ -117,7 +118,11 @@ def evaluate(folder: Path, rows: Sequence[str], asks: dict, people: Sequence[Sub
             finally:
                 up.detach()
             found = figures(row, drawn, asks[number], people, witnesses, real[number])
-            result["rows"].append({"number": number, **found})
+            if number == 1:
+                reached = zip(asks[1], found["lowest_each"], strict=True)
+                alone = {(ask.who[0], ask.prompt.name): own for ask, own in reached}
+            lowest = [min(alone[person, ask.prompt.name] for person in ask.who) for ask in asks[number]]
+            result["rows"].append({"number": number, **found, "lowest_alone": float(np.mean(lowest))})
             write_json(result, out / "people.json")
             write_text(people_markdown(result), out / "people.md")
             save_picture(_sheet(drawn, asks[number], people, found), out / f"people_{number}_{row}.png")
@@ -152,12 +157,14 @@ def people_markdown(result: dict) -> str:
     lines = [f"# Several people: {result['people']} held-out people", f"On {result['hardware']}."]
     if result["people"] < FULL:
         lines.append(f"Fewer than {FULL} people: a look, not a result.")
-    header = ("", "pictures", "lowest", "/ alone", "matched", "missing", "doubled", "once", "faces", "blending",
-              "beret: first", "others", "followed", "routed down", "mid", "up", "seconds", "tries")  # fmt: skip
+    header = ("", "pictures", "lowest", "/ alone", "/ lowest alone", "matched", "missing", "doubled", "once",
+              "faces", "blending", "beret: first", "others", "followed", "routed down", "mid", "up", "seconds",
+              "tries")  # fmt: skip
     for number, title in ((1, "One person"), (2, "Pairs"), (3, "Triples")):
         table = [
             (
                 row["row"], str(row["pictures"]), row["lowest"], row["lowest"] / alone if alone else None,
+                row["lowest"] / row["lowest_alone"] if row["lowest_alone"] else None,
                 row["matched"], row["missing"], row["doubled"], row["once"], row["faces"], row["blending"],
                 row["wears"].get("first"), row["wears"].get("others"), row["followed"],
                 *(row["routed"].get(part) for part in PARTS),

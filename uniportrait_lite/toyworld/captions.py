@@ -54,6 +54,21 @@ def caption(
     return fit(voice, who, around)
 
 
+def sentence(person: Any, face: Mapping[str, Any], style: str, seed: int = 0) -> str:
+    """What can be said of one person of a scene alone, as "a man in a red beret, smiling" or "wearing a red beret".
+
+    person, face: as in `caption`, one of each; style: the scene's, whose colours may not be seen. The same arguments
+    give the same text on every machine.
+    """
+    voice = Voice(np.random.Generator(np.random.PCG64(seed)))
+    see_colors = style not in wording.COLORLESS_STYLES or voice.says(0.15)
+    clause = _clause(voice, person, face, "scene", see_colors, alone=True)
+    bare = voice.says(0.5)
+    text = fit(voice, [clause], [])
+    shorter = text.removeprefix(article(clause.noun)).lstrip(", ")
+    return shorter if bare and shorter else text
+
+
 def prompt_for(attributes: Mapping[str, Any]) -> str:
     """The plain prompt that asks for some attributes, as in "a portrait of a person, smiling, comic style".
 

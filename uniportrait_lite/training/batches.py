@@ -16,22 +16,29 @@ class Batches:
 
     With probability `no_caption` the caption is empty. A share `nobody` of these gets the unconditional features too,
     and so the unconditional ID tokens: that is the row which guidance compares with. The paper does not say how these
-    tokens are trained. Independently, with probability `no_face` the ID branch is off.
+    tokens are trained. Independently, with probability `no_face` the ID branch is off. In a share `sentences` of steps
+    something is said of half of the people alone, in samples with a caption.
     """
 
-    def __init__(self, config: StageConfig, data: SceneData, timesteps: int, intrinsic: str = "spatial"):
+    def __init__(self, config: StageConfig, data: SceneData, timesteps: int, intrinsic: str = "spatial",
+                 sentences: float = 0.0):  # fmt: skip
         self.config, self.data, self.timesteps, self.intrinsic = config, data, timesteps, intrinsic
+        self.sentences = sentences
         self.no_text = tokenize(data.tokenizer, [""])[0]
         self.no_structure = data.features.unconditional().structure.cpu()
 
     def __call__(self, step: int, generator: torch.Generator, cached: bool = True) -> Batch:
         config, size = self.config, self.size
-        parts = self.read(self.data.draw(generator, size, config.swap), cached)
+        drawn = self.data.draw(generator, size, config.swap)
+        parts = self.read(drawn, cached)
         silent = torch.rand(size, generator=generator) < config.no_caption
         nobody = silent & (torch.rand(size, generator=generator) < config.nobody)
         parts["text"][silent] = self.no_text
         parts["intrinsic"][nobody] = 0
         parts["structure"][nobody] = self.no_structure
+        if self.sentences and float(torch.rand(1, generator=generator)) < self.sentences:
+            parts["said"] = (torch.rand(drawn["face"].shape, generator=generator) < 0.5) & ~silent[:, None]
+            parts["sentences"] = self.data.sentences(drawn)
         if config.timesteps == "middle":
             timesteps = draw_timesteps(size, generator, self.timesteps)
         else:

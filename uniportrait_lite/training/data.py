@@ -29,7 +29,8 @@ class Batch:
 
     latents and noise float32 (B,c,h,w); timesteps int64 (B,); text token ids int64 (B,48); F_r float32 (B,N,L_r,C_r)
     and F_s float32 (B,N,L_s,C_s); boxes float32 (B,N,4), left, top, right and bottom of the faces in shares of the
-    picture; active bool (B,), whether the ID branch is on; temperature (), that of the routing's noise.
+    picture; active bool (B,), whether the ID branch is on; temperature (), that of the routing's noise; sentences token
+    ids (B,N,48), what is said of each identity alone, and said bool (B,N), of whom something is.
     """
 
     latents: Tensor
@@ -41,6 +42,8 @@ class Batch:
     boxes: Tensor
     active: Tensor
     temperature: Tensor | None = None
+    sentences: Tensor | None = None
+    said: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
@@ -118,6 +121,12 @@ class SceneData:
         parts["boxes"] = self.scenes.boxes.reshape(-1, 4)[face] / size
         return {k: torch.from_numpy(v.astype(np.int64 if k == "text" else np.float32)) for k, v in parts.items()}
 
+    def sentences(self, drawn: dict[str, np.ndarray]) -> Tensor:
+        """Token ids (B,n,48) of what may be said of each face's person alone; scenes of several have such words."""
+        scene, order = drawn["scene"], drawn["face"] - drawn["scene"][:, None] * self.per_scene
+        rows = self.texts.rows("sentences", scene)[np.arange(len(scene)), drawn["caption"]]  # (B,n,48), left to right
+        return torch.from_numpy(np.take_along_axis(rows, order[..., None], axis=1).astype(np.int64))
+
     def _stored(self, name: str, faces: np.ndarray) -> np.ndarray:
         """Stored features (B,n,L,C) of faces by their numbers (B,n)."""
         scenes, places = np.divmod(faces.ravel(), self.per_scene)
@@ -145,14 +154,23 @@ class SceneData:
         return {"intrinsic": _half(found.intrinsic), "structure": _half(found.structure)}
 
     def _texts(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """The token ids of `CAPTIONS` captions of each scene."""
-        texts = []
+        """The token ids of `CAPTIONS` captions of each scene, and of several people's, as often, a sentence on each."""
+        texts, sentences = [], []
         for index in map(int, indices):
             rng = np.random.Generator(np.random.PCG64([index, 7]))
             for detail in rng.choice(list(DETAILS), CAPTIONS, p=list(DETAILS.values())):
                 texts.append(self.scenes.caption(index, int(rng.integers(2**31)), str(detail)))
-        ids = tokenize(self.tokenizer, texts).numpy().astype(np.int32)
-        return {"text": ids.reshape(len(indices), CAPTIONS, -1)}
+            shown = self.scenes.description(index)
+            for _ in range(CAPTIONS if self.per_scene > 1 else 0):
+                for person, face in zip(shown["people"], shown["faces"], strict=True):
+                    sentences.append(captions.sentence(person, face, shown["style"], int(rng.integers(2**31))))
+        found = {"text": self._ids(texts).reshape(len(indices), CAPTIONS, -1)}
+        if sentences:
+            found["sentences"] = self._ids(sentences).reshape(len(indices), CAPTIONS, self.per_scene, -1)
+        return found
+
+    def _ids(self, texts: list[str]) -> np.ndarray:
+        return tokenize(self.tokenizer, texts).numpy().astype(np.int32)
 
     @torch.no_grad()
     def _encode(self, indices: Sequence[int]) -> dict[str, np.ndarray]:

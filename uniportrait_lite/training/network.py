@@ -74,9 +74,16 @@ class SingleID(nn.Module):
         with fast_attention(), disable_input_dtype_casting(self.unet, active=self.bf16):
             with torch.no_grad():
                 text = self.text_encoder(batch.text).last_hidden_state
+                sentences = None
+                if batch.sentences is not None:
+                    sentences = self.text_encoder(batch.sentences.flatten(0, 1)).last_hidden_state
+                    sentences = sentences.unflatten(0, batch.said.shape)
             noisy = self.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
-            identities = {"identities": IDConditions(self.tokens(batch), active=batch.active, routing=routing)}
-            predicted = self.unet(noisy, batch.timesteps, text, cross_attention_kwargs=identities).sample.float()
+            identities = IDConditions(
+                self.tokens(batch), active=batch.active, routing=routing, sentences=sentences, said=batch.said
+            )
+            given = {"identities": identities}
+            predicted = self.unet(noisy, batch.timesteps, text, cross_attention_kwargs=given).sample.float()
         error = (predicted - self._target(batch)).square().mean(dim=1)
         inside = box_masks(batch.boxes, error.shape[1:]).amax(dim=1)
         weight = 1 + (self.face_weight - 1) * inside

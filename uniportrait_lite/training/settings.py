@@ -139,6 +139,7 @@ class MultiIDConfig(StageConfig):
     lora_rate: float = setting(0.1, "the LoRA's share of the learning rate (paper: 0.1)")
     temperature: float = setting(1.0, "of the routers' Gumbel noise at first (not published)")
     last_temperature: float = setting(0.5, "and after COOLING steps (not published)")
+    sentences: float = setting(0.5, "share of steps that say something of half of the people alone (our addition)")
     cooling: int = setting(2000, "steps over which the temperature falls")
     soft: bool = setting(False, "true: shares of all identities in place of one-hot, straight through (not published)")
 
@@ -147,4 +148,5 @@ class MultiIDConfig(StageConfig):
             raise ConfigError("a temperature is above 0")
         if min(self.route_weight, self.lora_rate, self.cooling) < 0:
             raise ConfigError("route_weight, lora_rate and cooling are not below 0")
-        self._check("multi_id", {"no_route": self.route_weight == 0, "soft": self.soft}, ("trios",), ("groups",))
+        changed = {"no_route": self.route_weight == 0, "soft": self.soft}
+        self._check("multi_id", changed, ("trios", "sentences"), ("groups",))

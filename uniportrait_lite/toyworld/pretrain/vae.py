@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from uniportrait_lite.backbone import IRResNet
 from uniportrait_lite.loop import LoopConfig, train
 from uniportrait_lite.toyworld.pretrain.data import load_scenes
 from uniportrait_lite.toyworld.pretrain.record import depends, record, save_half
@@ -34,6 +35,8 @@ class VAEConfig:
     cooldown: float = 0.6
     kl: float = 1e-5
     edges: float = 1.0  # weight of the difference of neighbouring pixels beside that of the pixels
+    perceptual: float = 0.0  # weight of the difference of a face recogniser's feature maps
+    recogniser: str = "data/tiny/recogniser"  # that recogniser; the judge, which scores, is another
     precision: str = "bf16"
     seed: int = 0
 
@@ -82,6 +85,29 @@ def edge_difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return F.l1_loss(a.diff(dim=-1), b.diff(dim=-1)) + F.l1_loss(a.diff(dim=-2), b.diff(dim=-2))
 
 
+class FeatureDifference(nn.Module):
+    """How differently a frozen recogniser sees two crops (B,3,h,w) in [-1,1], as LPIPS measures it (Zhang et al. 2018).
+
+    At each place of a stage's maps the squared distance of the two feature vectors, each scaled to length one; the mean
+    over places, summed over the first three stages. The last is left out: it has little more than one place a face.
+    """
+
+    def __init__(self, folder: str):
+        super().__init__()
+        self.recogniser = IRResNet.from_pretrained(folder).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True):
+        """Stays as it is: the recogniser's norms are frozen with it."""
+        return self
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        size = (self.recogniser.config.input_size,) * 2  # a face is then about as large as those that it knows
+        pair = F.interpolate(torch.cat([a, b]), size=size, mode="bilinear", align_corners=False)
+        maps = self.recogniser.features(pair)[:3]
+        ends = (F.normalize(x.float(), dim=1).chunk(2) for x in maps)
+        return sum((x - y).square().sum(1).mean() for x, y in ends)
+
+
 def run(**overrides) -> dict:
     """Trains, writes `folder`, returns the metrics."""
     config = VAEConfig(**overrides)
@@ -92,7 +118,7 @@ def run(**overrides) -> dict:
     if config.decoder_only:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
-    model = Reconstruct(vae)
+    model, seen = Reconstruct(vae), FeatureDifference(config.recogniser) if config.perceptual else None
 
     def batch(step, generator):
         rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
@@ -116,7 +142,11 @@ def run(**overrides) -> dict:
         pixels = pixels.to(next(module.parameters()).device)
         restored, kl = module(pixels)
         l1, edges = F.l1_loss(restored, pixels), edge_difference(restored, pixels)
-        return {"loss": l1 + config.edges * edges + config.kl * kl, "l1": l1, "edges": edges, "kl": kl}
+        parts = {"l1": l1, "edges": edges, "kl": kl}
+        if seen is not None:
+            parts["perceptual"] = seen.to(pixels.device)(restored, pixels)
+        total = l1 + config.edges * edges + config.kl * kl + config.perceptual * parts.get("perceptual", 0.0)
+        return {"loss": total, **parts}
 
     loop = LoopConfig(
         out=config.out, steps=config.steps, hours=config.hours, lr=config.lr, muon_lr=config.muon_lr, ema=config.ema,
@@ -125,7 +155,7 @@ def run(**overrides) -> dict:
     edge_layers = ("conv_in", "encoder.conv_out", "decoder.conv_out", "quant_conv")
     history = train(
         loop, model, batch, loss, no_muon=lambda name: any(part in name for part in edge_layers),
-        depends_on=depends(config),
+        depends_on=depends(config, *([f"{config.recogniser}/model.safetensors"] if config.perceptual else [])),
     )  # fmt: skip
     return export(model.vae, config, history)
 
