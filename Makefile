@@ -9,7 +9,7 @@ CHECK := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
 	if $$python -c '$(CHECK)' >/dev/null 2>&1; then echo $$python; break; fi; done)
 
-.PHONY: help demo test lint lab notebooks weights install
+.PHONY: help demo test lint lab notebooks gallery weights install
 
 help: ## say what there is to make (this)
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | \
@@ -33,6 +33,9 @@ lab: $(INSTALLED) ## JupyterLab on the notebooks
 
 notebooks: $(INSTALLED) ## make the notebooks from notebooks/src, run them, keep what they show
 	$(BIN)/python -m uniportrait_lite.learn.notebooks build
+
+gallery: $(INSTALLED) ## draw the pictures of docs/gallery.md again
+	$(BIN)/python -m uniportrait_lite gallery
 
 weights: $(INSTALLED) ## train every network of data/tiny again (hours on a CPU; may be stopped and started again)
 	$(BIN)/python -m uniportrait_lite pretrain all

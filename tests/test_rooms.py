@@ -35,7 +35,8 @@ MAY_IMPORT = {
     "training": {*LEAVES, *METHOD, "toyworld", "evaluation"},
     "learn": {*LEAVES, *METHOD, "toyworld"},
     "demo": {*LEAVES, *METHOD, "evaluation", "__init__"},
-    "cli": {*LEAVES, *METHOD, "toyworld", "training", "evaluation", "demo", "__init__"},
+    "gallery": {*LEAVES, *METHOD, "toyworld", "evaluation", "__init__"},
+    "cli": {*LEAVES, *METHOD, "toyworld", "training", "evaluation", "demo", "gallery", "__init__"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -61,6 +61,14 @@ examples:
   {PROGRAM} demo --faces my_faces --out outputs/mine.png --seed 3
 """
 
+_GALLERY = f"""\
+Portraits, styles, pairs, triples, mixtures of two people, and the worst of them all, with similarities. Seeds are
+fixed: the same weights draw the same pictures.
+
+example:
+  {PROGRAM} gallery --out outputs/gallery
+"""
+
 _PRETRAIN = f"""\
 Each recipe draws its own data (nothing is downloaded), trains, and writes into data/tiny with a record of settings,
 steps, seconds, curve and metrics. Stopped at any moment, the same command goes on from its last checkpoint in runs/.
@@ -166,6 +174,11 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("a", metavar="A", help="a picture; of several faces the largest counts")
     compare.add_argument("b", metavar="B", help="another")
 
+    gallery = command("gallery", _gallery, "draw people whom nobody chose, and write a page about it", _GALLERY)
+    gallery.add_argument(
+        "--out", default="docs", metavar="FOLDER", help="gets gallery.md and gallery/*.webp (default: %(default)s)"
+    )
+
     demo = command("demo", _demo, "draw each person of a folder in four portraits, and say how alike they are", _DEMO)
     demo.add_argument(
         "--faces",
@@ -226,6 +239,13 @@ def _compare(args: argparse.Namespace, rest: list[str]) -> None:
     from uniportrait_lite.evaluation import face_similarity
 
     print(f"similarity {face_similarity(args.a, args.b):.3f}")
+
+
+def _gallery(args: argparse.Namespace, rest: list[str]) -> None:
+    _no_more(args, rest)
+    from uniportrait_lite import gallery
+
+    print(gallery.run(args.out))
 
 
 def _demo(args: argparse.Namespace, rest: list[str]) -> None:

@@ -1,0 +1,203 @@
+"""The gallery: what the shipped weights draw of people whom nobody trained on or chose, the bad with the good."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from uniportrait_lite.assignment import assign
+from uniportrait_lite.evaluation import metrics
+from uniportrait_lite.evaluation.report import check_folder, sheet, write_text
+from uniportrait_lite.pictures import save_picture, tinted
+from uniportrait_lite.toyworld import Person, reference
+from uniportrait_lite.toyworld.splits import HELD_OUT
+
+PEOPLE = HELD_OUT[:12]  # the first ones: nobody chose them
+PROMPTS = {  # by what stands above them
+    "smiling, beach": "a portrait of a person, smiling, at the beach",
+    "red beret, city": "a portrait of a person, wearing a red beret, in the city",
+    "glasses, park": "a portrait of a person, wearing round glasses, in the park",
+    "beanie, hoodie": "a portrait of a person, wearing a blue beanie and a green hoodie, in the snow",
+    "sad, indoors": "a portrait of a person, looking sad, indoors",
+}
+STYLES = ("comic style", "as a sketch", "painted in watercolour", "in sepia", "in black and white")
+TOGETHER = {2: "two people at the beach", 3: "three friends in the park"}
+GROUPS = {2: 6, 3: 4}
+MIXTURES = 4  # of neighbours
+STEPS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)  # of mixtures
+WORST = 10
+
+TEXT = """\
+# Gallery
+
+What the weights in `data/tiny` draw, at their default settings, of the first {people} people whom no network was
+trained on: nobody chose people, seeds or pictures. Under each picture stands how alike the judge finds it to the
+reference at the left (two real pictures of one person have about 0.9, two people 0.0).
+
+Made again by `make gallery` ({command}), in {seconds:.0f} seconds on {hardware}.
+
+## Portraits
+
+{prompts}
+
+Mean similarity {portraits:.2f}, {found} of {count} with a face that the detector finds.
+
+![A row a person: the reference, then five portraits](gallery/portraits.webp)
+
+## Styles
+
+The prompt is "a portrait of a person, STYLE"; mean similarity {styles:.2f}.
+
+![A row a person: the reference, then five styles](gallery/styles.webp)
+
+## Two and three people
+
+A row: the references; what the routers draw; who listened where in the U-Net's way up, in the colours of the people
+from left to right; and what `distinct=True` makes of it, with the number of pictures that it drew again. Figures are
+those of the people in order. {once} of {groups} groups have everyone once by themselves, {settled} with
+`distinct=True`.
+
+![Pairs](gallery/pairs.webp)
+
+![Triples](gallery/triples.webp)
+
+## Between two people
+
+`ann.mix(bob, amount)`, amount from 0 to 1; figures: how alike to the one at the left, and to the one at the right.
+
+![A row a pair of people: from one to the other](gallery/mixtures.webp)
+
+## Failures
+
+The {worst} portraits above that the judge finds least like their reference.
+
+![Reference and portrait, side by side](gallery/failures.webp)
+"""
+
+
+@dataclass
+class Shown:
+    """A portrait of a person (a number), the words that asked for it, and its similarity; NaN without a face."""
+
+    person: int
+    words: str
+    image: Image.Image
+    similarity: float
+
+    @property
+    def label(self) -> str:
+        """What stands under it."""
+        return "no face found" if np.isnan(self.similarity) else f"{self.similarity:.2f}"
+
+
+class Studio:
+    """Draws the gallery's people; `up` is a UniPortrait, `judge` a detector with the judge's embeddings."""
+
+    def __init__(self, up: Any, judge: Any, people: Sequence[int] = PEOPLE):
+        self.up, self.judge = up, judge
+        self.references = [reference(Person.random(seed), seed=seed).image for seed in people]
+        self.identities = [up.identity(picture) for picture in self.references]
+        self.known = judge.embeddings(self.references)
+
+    def portraits(self, texts: Sequence[str], people: Sequence[int]) -> list[list[Shown]]:
+        """A row a person, a column a text."""
+        rows = []
+        for n in people:
+            images = self.up(list(texts), [self.identities[n]], seed=100 * n).images
+            alike = self.judge.embeddings(images) @ self.known[n]
+            rows.append([Shown(n, *each) for each in zip(texts, images, map(float, alike), strict=True)])
+        return rows
+
+    def group(self, who: Sequence[int], seed: int) -> tuple[list[tuple[Image.Image, str]], bool, bool]:
+        """A row of the sheet, and whether everyone is there once: by themselves, and with `distinct`."""
+        people, prompt = [self.identities[n] for n in who], TOGETHER[len(who)]
+        plain = self.up(prompt, people, seed=seed, routing=True)
+        mended = self.up(prompt, people, seed=seed, distinct=True)
+        found = [self._assign(out.images[0], who) for out in (plain, mended)]
+        alike = [", ".join(f"{value:.2f}" for value in each.matched) for each in found]
+        maps = tinted(plain.images[0], plain.routing.mean("up_blocks")[0].numpy())
+        row = [(self.references[n], f"person {n}") for n in who]
+        row += [(plain.images[0], alike[0]), (maps, "who listened where")]
+        row.append((mended.images[0], f"{alike[1]}  drawn again: {mended.tries[0]}"))
+        return row, *(each.distinct for each in found)
+
+    def mixture(self, first: int, second: int, seed: int) -> list[tuple[Image.Image, str]]:
+        """A row from one person to the other."""
+        people = [self.identities[first].mix(self.identities[second], amount) for amount in STEPS]
+        images = [self.up("a portrait of a person", [person], seed=seed).images[0] for person in people]
+        alike = metrics.cosines(self.judge.embeddings(images), self.known[[first, second]])
+        ends = [(self.references[n], f"person {n}") for n in (first, second)]
+        between = [(image, f"{a:.2f}  {b:.2f}") for image, (a, b) in zip(images, alike, strict=True)]
+        return [ends[0], *between, ends[1]]
+
+    def _assign(self, image: Image.Image, who: Sequence[int]):
+        faces = self.judge.detect(image)
+        return assign([face.box for face in faces], [face.embedding for face in faces], self.known[list(who)])
+
+
+def run(out: str | Path = "docs") -> Path:
+    """Draws it all into OUT/gallery, with OUT/gallery.md around it; returns the latter's path."""
+    import uniportrait_lite
+    from uniportrait_lite.faces import detector_of
+    from uniportrait_lite.toyworld.pretrain.record import hardware
+
+    began = time.perf_counter()
+    out = check_folder(out)
+    folder = check_folder(out / "gallery")
+    studio = Studio(uniportrait_lite.load("tiny"), detector_of(embed=True))
+    rows = studio.portraits(list(PROMPTS.values()), range(len(PEOPLE)))
+    _keep(studio, list(PROMPTS), rows, folder / "portraits.webp")
+    styles = studio.portraits([f"a portrait of a person, {style}" for style in STYLES], range(0, len(PEOPLE), 2))
+    _keep(studio, STYLES, styles, folder / "styles.webp")
+    alone = {"pairs": 2, "triples": 3}
+    once: list[bool] = []
+    settled: list[bool] = []
+    for name, count in alone.items():
+        made = [studio.group([(2 * k + n) % len(PEOPLE) for n in range(count)], seed=k) for k in range(GROUPS[count])]
+        once += [plain for _, plain, _ in made]
+        settled += [mended for *_, mended in made]
+        titles = [*([""] * count), "routers", "", "distinct=True"]
+        save_picture(sheet(titles, [row for row, *_ in made]), folder / f"{name}.webp")
+    mixed = [studio.mixture(2 * k, 2 * k + 1, seed=k) for k in range(MIXTURES)]
+    titles = ["", *(f"{amount:.1f}" for amount in STEPS), ""]
+    save_picture(sheet(titles, mixed), folder / "mixtures.webp")
+    drawn = [shown for row in rows + styles for shown in row]
+    worst = sorted(drawn, key=lambda shown: np.nan_to_num(shown.similarity, nan=-1))[:WORST]
+    pairs = [[(studio.references[s.person], f"person {s.person}"), (s.image, s.label)] for s in worst]
+    half = WORST // 2
+    lines = [sum((pairs[k] for k in range(start, start + half)), []) for start in (0, half)]
+    save_picture(sheet([""] * (2 * half), lines), folder / "failures.webp")
+    write_text(
+        TEXT.format(
+            people=len(PEOPLE), command="`python -m uniportrait_lite gallery`", seconds=time.perf_counter() - began,
+            hardware=hardware(), prompts=_quoted(PROMPTS.values()), portraits=_mean(rows), styles=_mean(styles),
+            found=sum(not np.isnan(s.similarity) for row in rows for s in row), count=len(PEOPLE) * len(PROMPTS),
+            once=sum(once), settled=sum(settled), groups=len(once), worst=WORST,
+        ),
+        out / "gallery.md",
+    )  # fmt: skip
+    return out / "gallery.md"
+
+
+def _keep(studio: Studio, titles: Sequence[str], rows: Sequence[Sequence[Shown]], path: Path) -> None:
+    lines = [
+        [(studio.references[row[0].person], f"person {row[0].person}"), *((shown.image, shown.label) for shown in row)]
+        for row in rows
+    ]
+    save_picture(sheet(["reference", *titles], lines), path)
+
+
+def _quoted(texts: Iterable[str]) -> str:
+    """A markdown list."""
+    return "\n".join(f"* {text}" for text in texts)
+
+
+def _mean(rows: Sequence[Sequence[Shown]]) -> float:
+    """As in evaluation, portraits without a face count as 0."""
+    return float(np.nan_to_num([shown.similarity for row in rows for shown in row]).mean())
