@@ -18,8 +18,10 @@ def save_half(model, folder: str | Path):
     model.half().save_pretrained(temporary)
     model.to(next(iter(kinds.values())))
     settings = json.loads((temporary / "config.json").read_text())
+    settings.pop("_name_or_path", None)  # where the weights lay that it began with
     if "dtype" in settings:  # transformers would compute in half precision, which CPUs and the other parts do not
-        write_json(temporary / "config.json", settings | {"dtype": "float32"})
+        settings["dtype"] = "float32"
+    write_json(temporary / "config.json", settings)
     folder.mkdir(parents=True, exist_ok=True)
     for file in temporary.iterdir():
         os.replace(file, folder / file.name)
