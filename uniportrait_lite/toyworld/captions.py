@@ -65,7 +65,7 @@ def sentence(person: Any, face: Mapping[str, Any], style: str, seed: int = 0) ->
     clause = _clause(voice, person, face, "scene", see_colors, alone=True)
     bare = voice.says(0.5)
     text = fit(voice, [clause], [])
-    shorter = text.removeprefix(article(clause.noun)).lstrip(", ")
+    shorter = text.partition(clause.noun)[2].lstrip(", ")
     return shorter if bare and shorter else text
 
 

@@ -17,13 +17,12 @@ class Batches:
     With probability `no_caption` the caption is empty. A share `nobody` of these gets the unconditional features too,
     and so the unconditional ID tokens: that is the row which guidance compares with. The paper does not say how these
     tokens are trained. Independently, with probability `no_face` the ID branch is off. In a share `sentences` of steps
-    something is said of half of the people alone, in samples with a caption.
+    something is said of half of the people alone, in samples with a caption and the ID branch on.
     """
 
-    def __init__(self, config: StageConfig, data: SceneData, timesteps: int, intrinsic: str = "spatial",
-                 sentences: float = 0.0):  # fmt: skip
+    def __init__(self, config: StageConfig, data: SceneData, timesteps: int, intrinsic: str = "spatial"):
         self.config, self.data, self.timesteps, self.intrinsic = config, data, timesteps, intrinsic
-        self.sentences = sentences
+        self.sentences = getattr(config, "sentences", 0.0)  # the single-ID stage has none
         self.no_text = tokenize(data.tokenizer, [""])[0]
         self.no_structure = data.features.unconditional().structure.cpu()
 
@@ -43,12 +42,11 @@ class Batches:
             timesteps = draw_timesteps(size, generator, self.timesteps)
         else:
             timesteps = torch.randint(self.timesteps, (size,), generator=generator)
-        return Batch(
-            **parts,
-            noise=torch.randn(parts["latents"].shape, generator=generator),
-            timesteps=timesteps,
-            active=torch.rand(size, generator=generator) >= config.no_face,
-        )
+        noise = torch.randn(parts["latents"].shape, generator=generator)
+        active = torch.rand(size, generator=generator) >= config.no_face
+        if "said" in parts:
+            parts["said"] &= active[:, None]
+        return Batch(**parts, noise=noise, timesteps=timesteps, active=active)
 
     @property
     def size(self) -> int:

@@ -54,9 +54,9 @@ class Batch:
 class SceneData:
     """What the frozen networks make of a rendered set of scenes with n faces each, and draws from it.
 
-    `folders` are those of `vae`, `backbone`, `clip` and `tokenizer`. Latents depend on the VAE, the store `faces` on
-    backbone and CLIP, the store `captions` on the tokenizer and the wording, each by a digest of its own: new weights
-    of one leave the others' arrays in use, and no stale array is ever read.
+    `folders` are those of `vae`, `backbone`, `clip` and `tokenizer`. Latents depend on the VAE's encoder, the store
+    `faces` on backbone and CLIP, the store `captions` on the tokenizer and the wording, each by a digest of its own:
+    new weights of one leave the others' arrays in use, and no stale array is ever read.
     """
 
     def __init__(self, name: str, count: int, features: FaceFeatures, tokenizer, folders: dict[str, Path]):

@@ -55,8 +55,7 @@ def run(config: MultiIDConfig) -> list[dict]:
             for name in ("pairs", "trios")
         ]
     timesteps = stack.scheduler.config.num_train_timesteps
-    kinds = [Batches(config, data, timesteps, model.config.intrinsic, config.sentences) for data in sets]
-    batches = GroupBatches(config, *kinds)
+    batches = GroupBatches(config, *(Batches(config, data, timesteps, model.config.intrinsic) for data in sets))
     samples = GroupSamples(stack.pipeline, weights_folder, stack.folders["faces"])
 
     def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ from uniportrait_lite.id_routing import LAMBDA, Routing, box_masks, routing_accu
 from uniportrait_lite.quiet import no_progress_bars
 from uniportrait_lite.speed import fast_attention
 from uniportrait_lite.toyworld.pretrain import data as world
+from uniportrait_lite.toyworld.pretrain.latents import encoder_digest
 from uniportrait_lite.toyworld.scenes import MAX_PEOPLE
 from uniportrait_lite.training.data import Batch, weights
 from uniportrait_lite.training.settings import SingleIDConfig
@@ -190,9 +191,9 @@ class Stack:
 
     def digests(self) -> dict[str, str]:
         """What tells these weights from others, by network."""
-        names = ("vae", "text_encoder", "unet", "clip", "backbone")
+        names = ("text_encoder", "unet", "clip", "backbone")
         found = {name: digest(*weights(self.folders[name])) for name in names}
-        return {**found, "scheduler": digest(self.folders["scheduler"])}
+        return {"vae": encoder_digest(self.folders["vae"]), **found, "scheduler": digest(self.folders["scheduler"])}
 
 
 def method_config(config: SingleIDConfig, stack: Stack) -> UniPortraitConfig:

@@ -148,5 +148,5 @@ class MultiIDConfig(StageConfig):
             raise ConfigError("a temperature is above 0")
         if min(self.route_weight, self.lora_rate, self.cooling) < 0:
             raise ConfigError("route_weight, lora_rate and cooling are not below 0")
-        changed = {"no_route": self.route_weight == 0, "soft": self.soft}
+        changed = {"no_route": self.route_weight == 0, "soft": self.soft, "no_sentences": self.sentences == 0}
         self._check("multi_id", changed, ("trios", "sentences"), ("groups",))

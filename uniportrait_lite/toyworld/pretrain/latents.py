@@ -1,13 +1,15 @@
 """Latents of a scene set, encoded once by the tiny autoencoder and read from memory-mapped files after that."""
 
+import hashlib
+import json
 import os
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
 from uniportrait_lite.toyworld.pretrain.data import CACHE, CHUNK, Scenes, world_digest
-from uniportrait_lite.toyworld.pretrain.record import file_digest
 from uniportrait_lite.toyworld.pretrain.vae import to_pixels
 
 
@@ -17,8 +19,7 @@ def load_latents(scenes: Scenes, vae_folder: str | Path = "data/tiny/sd/vae") ->
     from diffusers import AutoencoderKL
     from tqdm import tqdm
 
-    weights = file_digest(Path(vae_folder) / "diffusion_pytorch_model.safetensors")
-    folder = CACHE / f"latents-{scenes.spec.name}-{world_digest()}-{weights}"
+    folder = CACHE / f"latents-{scenes.spec.name}-{world_digest()}-{encoder_digest(vae_folder)}"
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{k:03d}.npy" for k in range(len(scenes.chunks))]
     missing = [k for k, file in enumerate(files) if not file.exists()]
@@ -40,3 +41,14 @@ def load_latents(scenes: Scenes, vae_folder: str | Path = "data/tiny/sd/vae") ->
             np.save(temporary, latents)
             os.replace(temporary, files[k])
     return np.concatenate([np.load(file) for file in files])
+
+
+def encoder_digest(vae_folder: str | Path) -> str:
+    """Eight hex digits of what latents depend on, an autoencoder's encoder and scale: they outlive its decoder."""
+    folder, total = Path(vae_folder), hashlib.sha256()
+    total.update(str(json.loads((folder / "config.json").read_text())["scaling_factor"]).encode())
+    with safe_open(folder / "diffusion_pytorch_model.safetensors", "np") as tensors:
+        for name in sorted(tensors.keys()):
+            if name.startswith(("encoder.", "quant_conv.")):
+                total.update(name.encode() + tensors.get_tensor(name).tobytes())
+    return total.hexdigest()[:8]
