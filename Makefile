@@ -35,7 +35,7 @@ notebooks: $(INSTALLED) ## make the notebooks from notebooks/src, run them, keep
 	$(BIN)/python -m uniportrait_lite.learn.notebooks build
 
 gallery: $(INSTALLED) ## draw the pictures of docs/gallery.md again
-	$(BIN)/python -m uniportrait_lite gallery
+	$(BIN)/python -m uniportrait_lite gallery --out docs
 
 weights: $(INSTALLED) ## train every network of data/tiny again (hours on a CPU; may be stopped and started again)
 	$(BIN)/python -m uniportrait_lite pretrain all

@@ -9,7 +9,7 @@ from method_parts import WIDTH, crop, small_pipe, small_unet, write_weights
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from uniportrait_lite import ConfigError, UniPortrait, WeightsError, checkpoints
+from uniportrait_lite import ConfigError, UniPortrait, WeightsError, attention, checkpoints
 from uniportrait_lite.assignment import assign
 from uniportrait_lite.attention import IDConditions, add_routers, attach_id_attention
 from uniportrait_lite.distinct import one_region_each, settle
@@ -330,6 +330,30 @@ def test_a_sentence_is_read_only_where_its_person_is(up, people):
     torch.testing.assert_close(said[0], plain[0])  # the unconditional row hears nothing
     assert not torch.allclose(said[1, :, 8:], plain[1, :, 8:], atol=1e-4)
     assert not torch.allclose(said[1, :, 8:], other[1, :, 8:], atol=1e-4)
+
+
+def test_half_of_the_texts_attention_goes_to_what_is_said_of_the_person_there(up, people):
+    """The same words as the prompt's change nothing; others take their share, also where two people overlap."""
+    layer = next(iter(up.id_attention.values()))
+    attn = up.unet.get_submodule(layer.name)
+    torch.manual_seed(0)
+    query, prompt, other = torch.randn(1, 256, 8), torch.randn(1, 48, WIDTH), torch.randn(1, 48, WIDTH)
+    conditions = up.conditions(*people[:2])
+
+    def attended(text):
+        return attention._attend(attn, query, attn.to_k(text), attn.to_v(text))
+
+    with torch.no_grad():
+        plain, told = attended(prompt), attended(other)
+        psi = torch.rand(1, 2, 256).softmax(dim=1) * 0.9  # everywhere shared, and a tenth nobody's
+        for text, said, share in ((prompt, (1, 1), 0), (other, (1, 0), psi[:, 0]), (other, (1, 1), psi.sum(1))):
+            sentences = text.unsqueeze(1).expand(-1, 2, -1, -1)
+            given = dataclasses.replace(conditions, sentences=sentences, said=torch.tensor([said]).bool())
+            out = layer.with_sentences(attn, query, plain, given, psi)
+            share = attention.SENTENCE_SHARE * torch.as_tensor(share).unsqueeze(-1)
+            torch.testing.assert_close(out, (1 - share) * plain + share * told, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ConfigError, match="go together"):
+        dataclasses.replace(conditions, sentences=sentences)
 
 
 def test_one_person_may_have_a_sentence_and_none_may_be_empty(up, people):

@@ -547,31 +547,33 @@ def test_what_is_said_of_a_person_alone_goes_with_their_face(single):
 
 def test_sentences_are_said_in_as_many_steps_as_asked_and_never_without_a_caption(single):
     _, batches = groups_of(multi(single))
-    assert batches(0, torch.Generator().manual_seed(0)).sentences is None
-    spoken = Batches(multi(single, "--no-caption", "0.5", "--batch", "24"), batches.pairs.data, 1000, sentences=1.0)
-    batch = spoken(0, torch.Generator().manual_seed(0))
-    captioned = (batch.text != spoken.no_text).any(dim=1)
+
+    def said(share: str, seed: int):
+        config = multi(single, "--no-caption", "0.3", "--no-face", "0.3", "--batch", "24", "--sentences", share)
+        return Batches(config, batches.pairs.data, 1000)(0, torch.Generator().manual_seed(seed))
+
+    assert said("0", 0).sentences is None
+    batch = said("1", 0)
+    heard = (batch.text != batches.pairs.no_text).any(dim=1) & batch.active
     assert batch.sentences.shape == (*batch.said.shape, 48)
-    assert 0 < captioned.sum() < len(captioned) and batch.said[captioned].any() and not batch.said[~captioned].any()
-    assert 0 < np.mean([Batches(spoken.config, spoken.data, 1000, sentences=0.5)(
-        0, torch.Generator().manual_seed(k)).sentences is None for k in range(12)]) < 1  # fmt: skip
+    assert 0 < heard.sum() < len(heard) and batch.said[heard].any() and not batch.said[~heard].any()
+    assert 0 < sum(said("0.5", seed).sentences is None for seed in range(12)) < 12
 
 
 def test_sentences_change_what_the_model_predicts(single):
     torch.manual_seed(0)
-    model, batches = groups_of(multi(single, "--no-caption", "0"))
-    spoken = Batches(batches.config, batches.pairs.data, 1000, sentences=1.0)
-    batch = spoken(0, torch.Generator().manual_seed(0))
-    model.eval()
-
-    def loss(batch) -> float:
-        torch.manual_seed(1)  # of the routing's noise
-        return float(model(batch)["diffusion"])
-
+    model, batches = groups_of(multi(single, "--no-caption", "0", "--sentences", "1"))
+    batch = batches.pairs(0, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        told, silent = loss(batch), loss(replace(batch, said=torch.zeros_like(batch.said)))
-        assert silent == pytest.approx(loss(replace(batch, said=None, sentences=None)), rel=1e-5)
-    assert abs(told - silent) > 1e-6 * silent
+        told, silent, without = (
+            float(model.eval()(each)["diffusion"])
+            for each in (
+                batch,
+                replace(batch, said=torch.zeros_like(batch.said)),
+                replace(batch, said=None, sentences=None),
+            )
+        )
+    assert silent == pytest.approx(without, rel=1e-6) and abs(told - silent) > 1e-5 * silent
 
 
 def test_the_temperature_falls_and_trios_come_as_often_as_asked(single):
@@ -644,6 +646,7 @@ def test_a_run_of_the_multi_id_stage_leaves_the_first_stages_weights_as_they_wer
 
 
 def test_an_ablation_of_the_second_stage_keeps_away_from_the_full_methods_folders(single):
+    assert multi(single, "--sentences", "0").run_folder == "runs/multi_id_no_sentences"
     assert multi(single, "--route-weight", "0").run_folder == "runs/multi_id_no_route"
     assert multi(single, "--soft", "true").run_folder == "runs/multi_id_soft"
 

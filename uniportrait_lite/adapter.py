@@ -66,8 +66,9 @@ class Identity:
     def saying(self, sentence: str) -> Identity:
         """The same person with words that are meant for nobody else: `[ann.saying("wearing a red hat"), bob]`.
 
-        They are read, beside the prompt, only where the picture shows this person. Not in the paper, whose prompt is
-        everybody's: an addition of ours, which the multi-ID stage trains along.
+        They are read, beside the prompt, only where the picture shows this person: where the routers or the masks have
+        them. One person alone, without a mask, is everywhere, and the prompt is the better place for such words. Not in
+        the paper, whose prompt is everybody's: an addition of ours, which the multi-ID stage trains along.
         """
         if not isinstance(sentence, str) or not sentence.strip():
             raise ConfigError(f"a sentence about a person is a text with words in it, not {sentence!r}")

@@ -57,6 +57,8 @@ class IDConditions:
     def __post_init__(self) -> None:
         if self.tokens.ndim != 4:
             raise ConfigError(f"ID tokens are (batch, identities, tokens, width), not {tuple(self.tokens.shape)}")
+        if (self.sentences is None) != (self.said is None):
+            raise ConfigError("sentences and said go together: the texts, and which identities have one")
 
     def projected(self, id_attention: IDAttention) -> IDConditions:
         """The same with the keys and values of every layer computed: once a call in place of once a step."""

@@ -62,11 +62,11 @@ examples:
 """
 
 _GALLERY = f"""\
-Portraits, styles, pairs, triples, mixtures of two people, and the worst of them all, with similarities. Seeds are
-fixed: the same weights draw the same pictures.
+Portraits, styles, pairs, triples, mixtures of two people, and the portraits that are least alike, with similarities.
+Seeds are fixed: the same weights draw the same pictures.
 
 example:
-  {PROGRAM} gallery --out outputs/gallery
+  {PROGRAM} gallery
 """
 
 _PRETRAIN = f"""\
@@ -176,7 +176,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     gallery = command("gallery", _gallery, "draw people whom nobody chose, and write a page about it", _GALLERY)
     gallery.add_argument(
-        "--out", default="docs", metavar="FOLDER", help="gets gallery.md and gallery/*.webp (default: %(default)s)"
+        "--out", default="outputs", metavar="FOLDER", help="gets gallery.md and gallery/*.webp (default: %(default)s)"
     )
 
     demo = command("demo", _demo, "draw each person of a folder in four portraits, and say how alike they are", _DEMO)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ What the weights in `data/tiny` draw, at their default settings, of the first {p
 trained on: nobody chose people, seeds or pictures. Under each picture stands how alike the judge finds it to the
 reference at the left (two real pictures of one person have about 0.9, two people 0.0).
 
-Made again by `make gallery` ({command}), in {seconds:.0f} seconds on {hardware}.
+Made again by `make gallery`, in {seconds:.0f} seconds on {hardware}.
 
 ## Portraits
 
@@ -58,10 +58,10 @@ The prompt is "a portrait of a person, STYLE"; mean similarity {styles:.2f}.
 
 ## Two and three people
 
-A row: the references; what the routers draw; who listened where in the U-Net's way up, in the colours of the people
-from left to right; and what `distinct=True` makes of it, with the number of pictures that it drew again. Figures are
-those of the people in order. {once} of {groups} groups have everyone once by themselves, {settled} with
-`distinct=True`.
+A row: the references; what the routers draw; who listened where in the U-Net's way up, red for the first of them, blue
+for the second, green for the third; and what `distinct=True` makes of it, with the number of pictures that it drew
+again. Figures are those of the people in order. {once} of {groups} groups have everyone once by themselves, {settled}
+with `distinct=True`.
 
 ![Pairs](gallery/pairs.webp)
 
@@ -83,7 +83,7 @@ The {worst} portraits above that the judge finds least like their reference.
 
 @dataclass
 class Shown:
-    """A portrait of a person (a number), the words that asked for it, and its similarity; NaN without a face."""
+    """A portrait of a person (a number), what stands over its column, and its similarity; NaN without a face."""
 
     person: int
     words: str
@@ -99,19 +99,19 @@ class Shown:
 class Studio:
     """Draws the gallery's people; `up` is a UniPortrait, `judge` a detector with the judge's embeddings."""
 
-    def __init__(self, up: Any, judge: Any, people: Sequence[int] = PEOPLE):
+    def __init__(self, up: Any, judge: Any, people: Sequence[int]):
         self.up, self.judge = up, judge
         self.references = [reference(Person.random(seed), seed=seed).image for seed in people]
         self.identities = [up.identity(picture) for picture in self.references]
         self.known = judge.embeddings(self.references)
 
-    def portraits(self, texts: Sequence[str], people: Sequence[int]) -> list[list[Shown]]:
-        """A row a person, a column a text."""
+    def portraits(self, prompts: Mapping[str, str], people: Sequence[int]) -> list[list[Shown]]:
+        """A row a person, a column a prompt; prompts by what stands over them."""
         rows = []
         for n in people:
-            images = self.up(list(texts), [self.identities[n]], seed=100 * n).images
-            alike = self.judge.embeddings(images) @ self.known[n]
-            rows.append([Shown(n, *each) for each in zip(texts, images, map(float, alike), strict=True)])
+            images = self.up(list(prompts.values()), [self.identities[n]], seed=100 * n).images
+            alike = map(float, self.judge.embeddings(images) @ self.known[n])
+            rows.append([Shown(n, *each) for each in zip(prompts, images, alike, strict=True)])
         return rows
 
     def group(self, who: Sequence[int], seed: int) -> tuple[list[tuple[Image.Image, str]], bool, bool]:
@@ -131,9 +131,12 @@ class Studio:
         """A row from one person to the other."""
         people = [self.identities[first].mix(self.identities[second], amount) for amount in STEPS]
         images = [self.up("a portrait of a person", [person], seed=seed).images[0] for person in people]
-        alike = metrics.cosines(self.judge.embeddings(images), self.known[[first, second]])
+        seen = self.judge.embeddings(images)
+        alike = metrics.cosines(seen, self.known[[first, second]])
         ends = [(self.references[n], f"person {n}") for n in (first, second)]
-        between = [(image, f"{a:.2f}  {b:.2f}") for image, (a, b) in zip(images, alike, strict=True)]
+        labels = [f"{a:.2f}  {b:.2f}" for a, b in alike]
+        labels = ["no face found" if np.isnan(e).any() else label for e, label in zip(seen, labels, strict=True)]
+        between = list(zip(images, labels, strict=True))
         return [ends[0], *between, ends[1]]
 
     def _assign(self, image: Image.Image, who: Sequence[int]):
@@ -141,7 +144,7 @@ class Studio:
         return assign([face.box for face in faces], [face.embedding for face in faces], self.known[list(who)])
 
 
-def run(out: str | Path = "docs") -> Path:
+def run(out: str | Path = "outputs") -> Path:
     """Draws it all into OUT/gallery, with OUT/gallery.md around it; returns the latter's path."""
     import uniportrait_lite
     from uniportrait_lite.faces import detector_of
@@ -150,33 +153,33 @@ def run(out: str | Path = "docs") -> Path:
     began = time.perf_counter()
     out = check_folder(out)
     folder = check_folder(out / "gallery")
-    studio = Studio(uniportrait_lite.load("tiny"), detector_of(embed=True))
-    rows = studio.portraits(list(PROMPTS.values()), range(len(PEOPLE)))
-    _keep(studio, list(PROMPTS), rows, folder / "portraits.webp")
-    styles = studio.portraits([f"a portrait of a person, {style}" for style in STYLES], range(0, len(PEOPLE), 2))
-    _keep(studio, STYLES, styles, folder / "styles.webp")
-    alone = {"pairs": 2, "triples": 3}
+    studio = Studio(uniportrait_lite.load("tiny"), detector_of(embed=True), PEOPLE)
+    rows = studio.portraits(PROMPTS, range(len(PEOPLE)))
+    _keep(studio, rows, folder / "portraits.webp")
+    styles = {style: f"a portrait of a person, {style}" for style in STYLES}
+    styles = studio.portraits(styles, range(0, len(PEOPLE), 2))
+    _keep(studio, styles, folder / "styles.webp")
     once: list[bool] = []
     settled: list[bool] = []
-    for name, count in alone.items():
+    for name, count in {"pairs": 2, "triples": 3}.items():
         made = [studio.group([(2 * k + n) % len(PEOPLE) for n in range(count)], seed=k) for k in range(GROUPS[count])]
         once += [plain for _, plain, _ in made]
         settled += [mended for *_, mended in made]
         titles = [*([""] * count), "routers", "", "distinct=True"]
-        save_picture(sheet(titles, [row for row, *_ in made]), folder / f"{name}.webp")
+        _save(sheet(titles, [row for row, *_ in made]), folder / f"{name}.webp")
     mixed = [studio.mixture(2 * k, 2 * k + 1, seed=k) for k in range(MIXTURES)]
     titles = ["", *(f"{amount:.1f}" for amount in STEPS), ""]
-    save_picture(sheet(titles, mixed), folder / "mixtures.webp")
+    _save(sheet(titles, mixed), folder / "mixtures.webp")
     drawn = [shown for row in rows + styles for shown in row]
     worst = sorted(drawn, key=lambda shown: np.nan_to_num(shown.similarity, nan=-1))[:WORST]
-    pairs = [[(studio.references[s.person], f"person {s.person}"), (s.image, s.label)] for s in worst]
+    pairs = [[(studio.references[s.person], f"person {s.person}"), (s.image, f"{s.label} {s.words}")] for s in worst]
     half = WORST // 2
     lines = [sum((pairs[k] for k in range(start, start + half)), []) for start in (0, half)]
-    save_picture(sheet([""] * (2 * half), lines), folder / "failures.webp")
+    _save(sheet([""] * (2 * half), lines), folder / "failures.webp")
     write_text(
         TEXT.format(
-            people=len(PEOPLE), command="`python -m uniportrait_lite gallery`", seconds=time.perf_counter() - began,
-            hardware=hardware(), prompts=_quoted(PROMPTS.values()), portraits=_mean(rows), styles=_mean(styles),
+            people=len(PEOPLE), seconds=time.perf_counter() - began, hardware=hardware(),
+            prompts=_quoted(PROMPTS.values()), portraits=_mean(rows), styles=_mean(styles),
             found=sum(not np.isnan(s.similarity) for row in rows for s in row), count=len(PEOPLE) * len(PROMPTS),
             once=sum(once), settled=sum(settled), groups=len(once), worst=WORST,
         ),
@@ -185,12 +188,16 @@ def run(out: str | Path = "docs") -> Path:
     return out / "gallery.md"
 
 
-def _keep(studio: Studio, titles: Sequence[str], rows: Sequence[Sequence[Shown]], path: Path) -> None:
+def _keep(studio: Studio, rows: Sequence[Sequence[Shown]], path: Path) -> None:
     lines = [
         [(studio.references[row[0].person], f"person {row[0].person}"), *((shown.image, shown.label) for shown in row)]
         for row in rows
     ]
-    save_picture(sheet(["reference", *titles], lines), path)
+    _save(sheet(["reference", *(shown.words for shown in rows[0])], lines), path)
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    print(save_picture(picture, path), flush=True)
 
 
 def _quoted(texts: Iterable[str]) -> str:

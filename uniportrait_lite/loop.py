@@ -300,9 +300,9 @@ class _Run:
         now = {**asdict(self.config), **self.depends_on}
         before = {**state["config"], **state.get("depends_on", {})}
         changed = [
-            f"{name} was {before[name]!r} and is {now[name]!r}"
-            for name in before
-            if name not in MAY_CHANGE and name in now and before[name] != now[name]
+            f"{name} was {before.get(name, 'not there')!r} and is {now[name]!r}"
+            for name in now
+            if name not in MAY_CHANGE and (name not in before or before[name] != now[name])
         ]
         if changed:
             raise ConfigError(

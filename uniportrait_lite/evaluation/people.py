@@ -50,7 +50,7 @@ NOTES = """\
   counts 0. lowest: the mean over pictures of the lowest matched similarity; matched: of their mean. / alone: lowest,
   as a share of the mean that people reach by themselves, as the paper compares them. A lowest of two or three is lower
   than a mean by its nature, so / lowest alone: lowest, as a share of the mean of the lowest that these same people
-  reach by themselves with this prompt, where 1 is all that there is to be had.
+  reach by themselves with this prompt. At 1 company costs nothing; single groups lie on both sides of it.
 - missing, doubled: pictures with a person to whom no face is nearest, or several are. once: every person has exactly
   one face nearest. Where likeness is weak that is half chance: see text_only. faces: as many found as people asked for.
 - blending, our own score: how alike the faces of a picture are to each other (cosine), less the same in a real picture
@@ -164,7 +164,7 @@ def people_markdown(result: dict) -> str:
         table = [
             (
                 row["row"], str(row["pictures"]), row["lowest"], row["lowest"] / alone if alone else None,
-                row["lowest"] / row["lowest_alone"] if row["lowest_alone"] else None,
+                row["lowest"] / row["lowest_alone"] if number > 1 and row["lowest_alone"] > 0 else None,
                 row["matched"], row["missing"], row["doubled"], row["once"], row["faces"], row["blending"],
                 row["wears"].get("first"), row["wears"].get("others"), row["followed"],
                 *(row["routed"].get(part) for part in PARTS),

@@ -86,10 +86,11 @@ def edge_difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 class FeatureDifference(nn.Module):
-    """How differently a frozen recogniser sees two crops (B,3,h,w) in [-1,1], as LPIPS measures it (Zhang et al. 2018).
+    """How differently a frozen recogniser sees crops (B,3,h,w) in [-1,1] and the same restored.
 
-    At each place of a stage's maps the squared distance of the two feature vectors, each scaled to length one; the mean
-    over places, summed over the first three stages. The last is left out: it has little more than one place a face.
+    As LPIPS (Zhang et al. 2018), without its learned weights: at each place of a stage's maps the squared distance of
+    the two feature vectors, each scaled to length one; the mean over places, summed over the first three stages. The
+    last stage knows who it is and no longer where.
     """
 
     def __init__(self, folder: str):
@@ -100,12 +101,15 @@ class FeatureDifference(nn.Module):
         """Stays as it is: the recogniser's norms are frozen with it."""
         return self
 
-    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    def forward(self, restored: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            known = self._maps(pixels)
+        return sum((a - b).square().sum(1).mean() for a, b in zip(self._maps(restored), known, strict=True))
+
+    def _maps(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         size = (self.recogniser.config.input_size,) * 2  # a face is then about as large as those that it knows
-        pair = F.interpolate(torch.cat([a, b]), size=size, mode="bilinear", align_corners=False)
-        maps = self.recogniser.features(pair)[:3]
-        ends = (F.normalize(x.float(), dim=1).chunk(2) for x in maps)
-        return sum((x - y).square().sum(1).mean() for x, y in ends)
+        large = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
+        return [F.normalize(x.float(), dim=1) for x in self.recogniser.features(large)[:3]]
 
 
 def run(**overrides) -> dict:
