@@ -33,7 +33,7 @@ def record(folder: str | Path, name: str, config, history: list[dict], metrics: 
 
     It holds the command with the settings that differ from the recipe's own (`config`, its dataclass), steps, seconds,
     hardware, curve and metrics, and of a run that went on from weights, under `before`, the runs that made these.
-    `after` tells a second pass over the same weights from the first.
+    `after` tells a second pass over the same weights from the first, whose record stays beside it.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def record(folder: str | Path, name: str, config, history: list[dict], metrics: 
         "hardware": hardware(),
         "metrics": metrics,
         "curve": history[::every],
-        "before": before(Path(start), Path(start) / folder.name, name=name) if start else [],
+        "before": before(Path(start), Path(start) / folder.name, name=name) if start and not after else [],
     }
     write_json(folder / f"{name}{after}.recipe.json", report)
     print(json.dumps(metrics))
