@@ -18,7 +18,6 @@ from uniportrait_lite.id_routing import (
     IDRouter,
     Routing,
     RoutingMaps,
-    RoutingMemory,
     box_masks,
     gumbel,
     layer_size,
@@ -303,47 +302,6 @@ def test_detaching_takes_both_stages_off(pipe, folder):
     up.detach()
     assert list(pipe.unet.state_dict()) == list(weights) and not getattr(pipe.unet, "peft_config", None)
     assert all(torch.equal(value, weights[name]) for name, value in pipe.unet.state_dict().items())
-
-
-# --- what routers remember --------------------------------------------------------------------------------------------
-def test_a_memory_overrules_those_who_waver_and_nobody_else():
-    memory = RoutingMemory(4.0)
-    firm, wavering = torch.zeros(1, 2, 4, 6), torch.zeros(1, 2, 2, 3)
-    firm[:, 0], wavering[:, 1] = 2.0, 0.5
-    assert (memory(firm, (4, 6)).argmax(1) == 0).all()  # the first layer says what it thinks
-    assert (memory(wavering, (4, 6)).argmax(1) == 0).all()
-    assert (memory(40 * wavering, (4, 6)).argmax(1) == 1).all()
-    for _ in range(50):  # in the long run it learns what is said again and again
-        last = memory(wavering, (4, 6))
-    assert (last.argmax(1) == 1).all()
-    memory.forget()
-    torch.testing.assert_close(memory(wavering, (4, 6)), wavering.log_softmax(1))
-
-
-def test_a_memory_keeps_to_its_places():
-    memory = RoutingMemory(4.0)
-    scores = torch.zeros(1, 2, 4, 4)
-    scores[:, 0, :, :2] = scores[:, 1, :, 2:] = 3.0
-    memory(scores, (4, 4))
-    assert memory(torch.zeros(1, 2, 2, 2), (4, 4)).argmax(1).tolist() == [[[0, 1], [0, 1]]]
-
-
-def test_every_picture_begins_without_memories(up, people):
-    """Two drawings of one seed inside one `using` are the same, and other than without a memory."""
-    given = {"prompt": "two people", "num_inference_steps": 4, "height": 32, "width": 32, "output_type": "np"}
-
-    def images(memory, count):
-        with up.using(*people[:2], routing_memory=memory):
-            return [up.pipe(**given, generator=torch.Generator().manual_seed(0)).images for _ in range(count)]
-
-    first, second = images(50.0, 2)
-    np.testing.assert_array_equal(first, second)
-    (forgetful,) = images(0, 1)
-    assert np.abs(first - forgetful).max() > 0
-    alone = [draw(up, people[:1], routing_memory=memory).images for memory in (0, 50.0)]
-    torch.testing.assert_close(*map(torch.as_tensor, alone))
-    with pytest.raises(ConfigError, match="routing_memory"):
-        draw(up, people[:2], routing_memory=-1)
 
 
 # --- a sentence for one of them ---------------------------------------------------------------------------------------

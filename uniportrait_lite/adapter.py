@@ -258,19 +258,17 @@ class UniPortrait:
         *identities: Identity,
         id_scale: float | None = None,
         structure_scale: float | None = None,
-        routing_memory: float | None = None,
         masks: Sequence[Any] | None = None,
         guided: bool | None = None,
         maps: RoutingMaps | None = None,
     ) -> Iterator[UniPortrait]:
         """Inside it, this pipeline's pictures, and those of any other with the same U-Net, show these people.
 
-        Scales are from 0, and those of the weights where not given, as is `routing_memory`, how much the routers of
-        several people remember from layer to layer and step to step (0: nothing, as in the paper). `masks`: where each
-        person may be, in the router's place: arrays or pictures of the picture's shape, or boxes (left, top, right,
-        bottom) in pixels, one a person; where several overlap they share, and what none covers shows nobody. `guided`
-        is for loops of your own around the U-Net: whether a batch is unconditional rows and then as many conditional
-        ones. Pipelines are asked. `maps` takes the routing of each step; give each call of a pipeline one of its own.
+        Scales are from 0, and those of the weights where not given. `masks`: where each person may be, in the router's
+        place: arrays or pictures of the picture's shape, or boxes (left, top, right, bottom) in pixels, one a person;
+        where several overlap they share, and what none covers shows nobody. `guided` is for loops of your own around
+        the U-Net: whether a batch is unconditional rows and then as many conditional ones. Pipelines are asked. `maps`
+        takes the routing of each step; give each call of a pipeline one of its own.
         """
         self._check_attached()
         if masks is not None and len(masks) != len(identities):
@@ -283,8 +281,7 @@ class UniPortrait:
         scales = {"id_scale": self._scale("id_scale", id_scale)}
         scales["structure_scale"] = self._scale("structure_scale", structure_scale)
         conditions = self.conditions(*identities, **scales) if identities else None
-        memory = self._scale("routing_memory", routing_memory)
-        with self.injection.using(conditions, guided, masks, maps, memory):
+        with self.injection.using(conditions, guided, masks, maps):
             yield self
 
     def __call__(
@@ -297,7 +294,6 @@ class UniPortrait:
         guidance: float | None = None,
         id_scale: float | None = None,
         structure_scale: float | None = None,
-        routing_memory: float | None = None,
         num_images: int = 1,
         negative_prompt: str | None = None,
         masks: Sequence[Any] | None = None,
@@ -360,8 +356,7 @@ class UniPortrait:
         if routing and pipe_arguments.get("return_dict") is False:
             raise ConfigError("routing maps come with the pipeline's output: leave return_dict as it is")
         maps = RoutingMaps() if routing else None
-        scales = {"id_scale": id_scale, "structure_scale": structure_scale, "routing_memory": routing_memory}
-        with self.using(*people, **scales, masks=masks, maps=maps):
+        with self.using(*people, id_scale=id_scale, structure_scale=structure_scale, masks=masks, maps=maps):
             out = self.pipe(prompt=list(prompts), **arguments, **pipe_arguments)
         if routing:
             out.routing = maps
@@ -370,8 +365,8 @@ class UniPortrait:
             def again(number: int, noise: int, regions: list[np.ndarray] | None) -> Image.Image:
                 return self(
                     prompts[number // num_images], people, seed=(first + number + noise * ANOTHER) % 2**32,
-                    steps=steps, guidance=guidance, negative_prompt=negative_prompt, masks=regions, **scales,
-                    **pipe_arguments,
+                    steps=steps, guidance=guidance, id_scale=id_scale, structure_scale=structure_scale,
+                    negative_prompt=negative_prompt, masks=regions, **pipe_arguments,
                 ).images[0]  # fmt: skip
 
             look = functools.partial(self.assignment, identities=people)

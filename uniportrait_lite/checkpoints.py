@@ -33,15 +33,13 @@ CONFIG, MODEL, MULTI = "config.json", "model.safetensors", "multi_id.safetensors
 class CallDefaults:
     """What a call takes for the settings it does not name: those that these weights do best with.
 
-    `routing_memory`: how much the routers remember, see `RoutingMemory`; 0, as in the paper: nothing. `widths`: of a
-    picture with one person, two, and so on, in pixels; none: always the pipeline's own.
+    `widths`: of a picture with one person, two, and so on, in pixels; none: always the pipeline's own.
     """
 
     steps: int = 20
     guidance: float = 4.0
     id_scale: float = 1.0
     structure_scale: float = 1.0
-    routing_memory: float = 0.0
     widths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:

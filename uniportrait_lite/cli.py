@@ -168,9 +168,6 @@ def build_parser() -> argparse.ArgumentParser:
     portrait.add_argument(
         "--structure-scale", type=float, help="how much of the reference's pose and fine structure comes along"
     )
-    portrait.add_argument(
-        "--routing-memory", type=float, help="how much the routers of several people remember (0: nothing, the paper's)"
-    )
     portrait.add_argument("--profile", default="tiny", help="which set of weights (default: tiny)")
 
     compare = command("compare", _compare, "say how alike the faces on two pictures are", _COMPARE)
@@ -230,7 +227,7 @@ def _portrait(args: argparse.Namespace, rest: list[str]) -> None:
     targets = [savable(target) for target in _targets(Path(args.out), args.num_images)]  # before minutes of drawing
     up = uniportrait_lite.load(args.profile)
     people = [up.identity(pictures, face=args.which) for pictures in (args.face, *([other] for other in args.others))]
-    names = ("steps", "guidance", "id_scale", "structure_scale", "routing_memory")
+    names = ("steps", "guidance", "id_scale", "structure_scale")
     knobs = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     out = up(args.prompt, people, seed=args.seed, num_images=args.num_images, distinct=args.distinct, **knobs)
     for image, target in zip(out.images, targets, strict=True):

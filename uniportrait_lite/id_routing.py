@@ -63,52 +63,20 @@ def one_hot(scores: Tensor) -> Tensor:
     return torch.zeros_like(scores).scatter(1, scores.argmax(dim=1, keepdim=True), 1.0)
 
 
-class RoutingMemory:
-    """What the locations of a picture leaned to in the layers and steps before: with it they change their minds less.
-
-    An addition of ours, for inference. The paper's routers decide anew in every layer and step, and where they waver
-    somebody comes twice. Here `weight` times the running mean of the log-probabilities so far, of which each layer
-    keeps `KEPT`, is added to a layer's own. One memory is for one picture, or one batch of them.
-    """
-
-    KEPT = 0.9
-
-    def __init__(self, weight: float):
-        self.weight = weight
-        self.mean: Tensor | None = None  # (B, N, H, W), at the latents' size
-
-    def __call__(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
-        """A layer's logits (B, N, h, w), of latents of `size`, together with what is remembered: the same shape."""
-        own = scores.log_softmax(dim=1)
-        known = F.interpolate(own, size=size, mode="nearest")
-        if self.mean is None:
-            self.mean = known
-            return own
-        weighed = own + self.weight * F.interpolate(self.mean, size=own.shape[-2:], mode="area")
-        self.mean = torch.lerp(known, self.mean, self.KEPT)
-        return weighed
-
-    def forget(self) -> None:
-        """Another picture begins."""
-        self.mean = None
-
-
 @dataclass(frozen=True)
 class Routing:
     """How the locations of one U-Net call choose among its identities.
 
     `size`: height and width of the latents. `masks` (B or 1, N, H, W), 0 to 1: take the router's place; what several
     identities claim is shared, and what none claims gets nobody. `temperature`: draws with Gumbel noise, in training;
-    None takes the largest. `soft`: draws shares of all identities instead of one. `memory`: adds what was leaned to
-    before, where nothing is drawn. `record`, if given, is called with a layer's name and its map psi (B, N, h, w), and
-    in training also gets the logits, of the same shape.
+    None takes the largest. `soft`: draws shares of all identities instead of one. `record`, if given, is called with
+    a layer's name and its map psi (B, N, h, w), and in training also gets the logits, of the same shape.
     """
 
     size: tuple[int, int]
     masks: Tensor | None = None
     temperature: float | Tensor | None = None
     soft: bool = False
-    memory: RoutingMemory | None = None
     record: Callable[[str, Tensor, Tensor | None], None] | None = None
 
     def rows(self, index: Tensor) -> Routing:
@@ -130,12 +98,7 @@ class Routing:
             psi = shares / shares.sum(dim=1, keepdim=True).clamp_min(1)
         else:
             scores = logits().float()
-            if self.temperature is not None:
-                psi = gumbel(scores, self.temperature, not self.soft)
-            elif self.memory is not None:
-                psi = one_hot(self.memory(scores.unflatten(-1, size), self.size).flatten(2))
-            else:
-                psi = one_hot(scores)
+            psi = one_hot(scores) if self.temperature is None else gumbel(scores, self.temperature, not self.soft)
         if self.record is not None:
             self.record(name, psi.unflatten(-1, size), None if scores is None else scores.unflatten(-1, size))
         return psi

@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from uniportrait_lite.attention import IDAttention, IDConditions, lora_layers, remove_lora, use_lora
 from uniportrait_lite.errors import ConfigError
-from uniportrait_lite.id_routing import Routing, RoutingMaps, RoutingMemory
+from uniportrait_lite.id_routing import Routing, RoutingMaps
 from uniportrait_lite.regions import regions
 
 
@@ -29,15 +29,11 @@ class _Call:
     cell: int
     masks: Sequence[Any] | None = None
     maps: RoutingMaps | None = None
-    memory: float = 0.0
     expanded: dict[tuple, IDConditions] = field(default_factory=dict)
-    clocks: dict[tuple, float] = field(default_factory=dict)
 
-    def rows(
-        self, sample: torch.Tensor, unet: UNet2DConditionModel, timestep: torch.Tensor | float = 0
-    ) -> IDConditions:
+    def rows(self, sample: torch.Tensor, unet: UNet2DConditionModel) -> IDConditions:
         """One row for each of the latents (B, c, h, w), on their device; with guidance the first half is unconditional,
-        as diffusers stacks it. Where time does not fall, another picture has begun: the routing forgets the last."""
+        as diffusers stacks it."""
         batch, size = len(sample), tuple(sample.shape[-2:])
         guided = guided_by_caller(unet) if self.guided is None else self.guided
         if guided and batch % 2:
@@ -50,12 +46,6 @@ class _Call:
             conditions = replace(self.conditions, routing=self._routing(size, nobody)).to(sample.device)
             index = torch.tensor([0] * nobody + [1] * (batch - nobody), device=sample.device)
             self.expanded[key] = conditions.rows(index)
-        routing = self.expanded[key].routing
-        if routing is not None and routing.memory is not None:
-            now = float(torch.as_tensor(timestep).max())
-            if now >= self.clocks.get(key, float("inf")):
-                routing.memory.forget()
-            self.clocks[key] = now
         return self.expanded[key]
 
     def _routing(self, size: tuple[int, int], nobody: int) -> Routing | None:
@@ -67,8 +57,7 @@ class _Call:
         if self.maps is not None:
             self.maps.size = size
             record = lambda name, psi, _: self.maps.add(name, psi[nobody:])  # noqa: E731
-        memory = RoutingMemory(self.memory) if self.memory and masks is None else None
-        return Routing(size, masks, memory=memory, record=record)
+        return Routing(size, masks, record=record)
 
 
 def below_compile(unet: object) -> object:
@@ -124,15 +113,12 @@ class Injection:
         guided: bool | None = None,
         masks: Sequence[Any] | None = None,
         maps: RoutingMaps | None = None,
-        memory: float = 0.0,
     ) -> Iterator[None]:
         """Calls of the U-Net inside it take these conditions (row 0 nobody, row 1 the identities), or none.
 
-        `masks`, one for each identity, take the router's place; `maps` gets the routing of each call; `memory` is how
-        much the routers remember.
+        `masks`, one for each identity, take the router's place; `maps` gets the routing of each call.
         """
-        call = None if conditions is None else _Call(conditions, guided, self.cell, masks, maps, memory)
-        token = self._current.set(call)
+        token = self._current.set(None if conditions is None else _Call(conditions, guided, self.cell, masks, maps))
         try:
             yield
         finally:
@@ -160,7 +146,7 @@ class Injection:
             given = dict(cross_attention_kwargs or {})
             call = self._current.get()
             if call is not None and "identities" not in given:
-                given["identities"] = call.rows(sample, self.unet, kwargs.get("timestep", *args[:1]))
+                given["identities"] = call.rows(sample, self.unet)
             if "identities" in given:
                 self._check_in_place()
             with self._turn:

@@ -20,10 +20,10 @@ from uniportrait_lite.distinct import ANOTHER, one_region_each, settle
 from uniportrait_lite.evaluation.portraits import Wish, without_identity
 from uniportrait_lite.evaluation.subjects import Prompt, Subject
 from uniportrait_lite.evaluation.witnesses import Witnesses
-from uniportrait_lite.id_routing import Routing, RoutingMaps, RoutingMemory, box_masks
+from uniportrait_lite.id_routing import Routing, RoutingMaps, box_masks
 from uniportrait_lite.toyworld import group
 
-ROWS = ("text_only", "averaged", "concatenated", "no_route", "no_memory", "router", "said", "distinct", "masks")
+ROWS = ("text_only", "averaged", "concatenated", "no_route", "router", "said", "distinct", "masks")
 SAID, ASKED = "wearing a red beret", {"hat": "beret", "hat_color": "red"}  # of the first person, in the row said
 PARTS = ("down_blocks", "mid_block", "up_blocks")
 
@@ -103,9 +103,7 @@ class Painter:
             masks = torch.cat([masks, masks]).to(rows)
         self.record = RoutingMaps()
         add = lambda name, psi, _: self.record.add(name, psi[len(part) :])  # noqa: E731
-        remember = self.knobs.routing_memory if masks is None and row != "no_memory" else 0
-        memory = RoutingMemory(remember) if remember else None
-        given = {"routing": Routing(latents, masks, memory=memory, record=add)}
+        given = {"routing": Routing(latents, masks, record=add)}
         if row == "said":
             first = [self.identities[part[0].who[0]].saying(SAID), *(self.identities[k] for k in part[0].who[1:])]
             about = self.up.conditions(*first)  # rows of nobody and of the people: the words are the same for all asks
@@ -133,7 +131,7 @@ class Painter:
     def _distinct(self, asks: Sequence[Ask]) -> list[Image.Image]:
         """As `up(..., distinct=True)`: what the router drew, and where someone is doubled or missing, another."""
         images, settled = self._images("router", asks), []
-        names = ("steps", "guidance", "id_scale", "structure_scale", "routing_memory")
+        names = ("steps", "guidance", "id_scale", "structure_scale")
         given = {name: getattr(self.knobs, name) for name in names}
         given |= {"height": images[0].height, "width": images[0].width}
         for image, ask in zip(images, asks, strict=True):

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from uniportrait_lite import checkpoints
 from uniportrait_lite.adapter import UniPortrait
 from uniportrait_lite.checkpoints import MULTI, single_digest
 from uniportrait_lite.errors import ConfigError, WeightsError
@@ -38,7 +37,6 @@ faces they find one to one with the references. Writes people.md, people.json an
 Rows: alone is each person by themselves; text_only is the base model without identities; averaged and concatenated
 give the ID tokens of all as those of one, without a router; router is the profile's own; no_route has routers that were
 trained without the routing loss (`train multi_id --route-weight 0`), from {NO_ROUTE}, else it is absent;
-no_memory is router without what the routers remember between layers and steps, as in the paper (routing_memory=0);
 said is router with "{SAID}" said of the first person; distinct draws again where someone is doubled or
 missing; masks tells each location who is nearest in a real picture.
 """
@@ -100,7 +98,7 @@ def plan(people: int, several: Sequence[Prompt], alone: Sequence[Prompt], each: 
 def evaluate(folder: Path, rows: Sequence[str], asks: dict, people: Sequence[Subject], witnesses: Witnesses, out: Path,
              batch: int = 16) -> dict:  # fmt: skip
     """Runs the protocol with the networks of `folder`, a profile's; writes what is known after each row; returns it."""
-    pipe, knobs = pipeline(folder / "sd"), settings(checkpoints.load(folder / "uniportrait")[0].defaults)
+    pipe = pipeline(folder / "sd")
     absent = {}
     if "no_route" in rows and (why := _unfit(NO_ROUTE, folder / "uniportrait")):
         absent["no_route"] = why
@@ -115,7 +113,7 @@ def evaluate(folder: Path, rows: Sequence[str], asks: dict, people: Sequence[Sub
             bar.set_description(f"{row} {number}")
             up = UniPortrait.attach(pipe, NO_ROUTE if row == "no_route" else folder / "uniportrait")
             try:
-                painter = Painter(up, people, knobs, batch, bar.update)
+                painter = Painter(up, people, settings(up.config.defaults), batch, bar.update)
                 drawn = painter.draw(row, asks[number])
             finally:
                 up.detach()

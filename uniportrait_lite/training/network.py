@@ -36,8 +36,6 @@ from uniportrait_lite.training.data import Batch, weights
 from uniportrait_lite.training.settings import SingleIDConfig
 from uniportrait_lite.training.store import digest
 
-ROUTING_MEMORY = 4.0  # of the weights that are trained here: see docs/experiments.md
-
 
 class SingleID(nn.Module):
     """What is trained, around the frozen U-Net and text encoder; `forward` gives the losses of a batch."""
@@ -212,7 +210,7 @@ def method_config(config: SingleIDConfig, stack: Stack) -> UniPortraitConfig:
     widths = tuple(world.SceneSet("", range(1), people + 1).width for people in range(MAX_PEOPLE))
     return UniPortraitConfig(
         id_embedding=embedding, intrinsic=config.intrinsic, lora_rank=config.lora_rank,
-        defaults=CallDefaults(widths=widths, routing_memory=ROUTING_MEMORY),
+        defaults=CallDefaults(widths=widths),
     )  # fmt: skip
 
 
