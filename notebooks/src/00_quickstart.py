@@ -230,8 +230,8 @@ for prompt, names in (
     print("each place listens to one of them:", bool(torch.allclose(maps.sum(0), torch.ones(maps.shape[1:]))))
 
 # %% [markdown]
-# These are young routers: in about four of ten pairs, and more of the triples, somebody is there twice and somebody
-# not at all, as the last picture may show. `distinct=True` finds the faces, matches them with the people, and draws
+# These are young routers: in about three of ten pairs, and most triples, somebody is there twice and somebody not at
+# all, as the last picture may show. `distinct=True` finds the faces, matches them with the people, and draws
 # again where that happened, everyone kept to a region of their own.
 
 # %%

@@ -21,7 +21,7 @@ from uniportrait_lite.pictures import Picture, read_picture
 
 CELL, GAP, FONT = 128, 8, 11  # pixels: a picture's height (that of the tiny profile's), between pictures, of letters
 COLUMNS = 5  # what a page is wide enough for
-QUALITY = 66  # of JPEG: about 4 KB a picture, so that a notebook of sixty stays below 300 KB
+QUALITY = 62  # of JPEG: about 4 KB a picture, so that a notebook of sixty stays below 300 KB
 
 
 def show(images: Picture | Sequence[Picture], titles: Sequence[str] | None = None, columns: int | None = None) -> None:
