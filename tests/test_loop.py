@@ -78,6 +78,8 @@ def test_other_settings_or_other_data_are_not_gone_on_with(tmp_path):
         train(settings(tmp_path, steps=9, lr=0.1), network(), batch, loss, depends_on={"world": "a"})
     with pytest.raises(ConfigError, match="world was 'a' and is 'b'"):
         train(settings(tmp_path, steps=9), network(), batch, loss, depends_on={"world": "b"})
+    with pytest.raises(ConfigError, match="perceptual was 'not there' and is 0.1"):
+        train(settings(tmp_path, steps=9), network(), batch, loss, depends_on={"world": "a", "perceptual": 0.1})
     assert train(settings(tmp_path, steps=9), network(), batch, loss, depends_on={"world": "a"})[-1]["step"] == 9
 
 

@@ -1,17 +1,18 @@
 """The recipes of autoencoder, CLIP and U-Net, at their smallest: what they leave is what the libraries load."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from uniportrait_lite.folders import data_folder
 from uniportrait_lite.toyworld import Person, portrait
 from uniportrait_lite.toyworld.pretrain import clip, data, run, unet, vae
-from uniportrait_lite.toyworld.pretrain.latents import load_latents
+from uniportrait_lite.toyworld.pretrain.latents import encoder_digest, load_latents
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,21 @@ def test_latents_are_scaled_to_about_one_and_kept(stack):
     before = [f.stat().st_mtime_ns for f in files]
     load_latents(stack[3], folder)
     assert [f.stat().st_mtime_ns for f in files] == before
+
+
+def test_latents_hang_on_the_encoder_and_outlive_its_decoder(stack, tmp_path):
+    folder = tmp_path / "vae"
+    shutil.copytree(stack[1] / "sd" / "vae", folder)
+    first = encoder_digest(folder)
+    tensors = load_file(folder / "diffusion_pytorch_model.safetensors")
+    parts = {"decoder.conv_in.weight": False, "encoder.conv_in.weight": True, "quant_conv.bias": True}
+    for name, changes in parts.items():
+        save_file({**tensors, name: tensors[name] + 1}, folder / "diffusion_pytorch_model.safetensors")
+        assert (encoder_digest(folder) != first) == changes, name
+    save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"scaling_factor": 2 * config["scaling_factor"]}))
+    assert encoder_digest(folder) != first
 
 
 def test_face_cells_are_those_whose_centre_is_in_a_box():
