@@ -37,10 +37,8 @@ notebooks: $(INSTALLED) ## make the notebooks from notebooks/src, run them, keep
 gallery: $(INSTALLED) ## draw the pictures of docs/gallery.md again
 	$(BIN)/python -m uniportrait_lite gallery --out docs
 
-weights: $(INSTALLED) ## train every network of data/tiny again (hours on a CPU; may be stopped and started again)
-	$(BIN)/python -m uniportrait_lite pretrain all
-	$(BIN)/python -m uniportrait_lite train single_id --profile tiny
-	$(BIN)/python -m uniportrait_lite train multi_id --profile tiny
+weights: $(INSTALLED) ## train every network of data/tiny again (HOURS=8; may be stopped and started again)
+	$(BIN)/python -m uniportrait_lite weights $(if $(HOURS),--hours $(HOURS))
 
 install: $(INSTALLED) ## the environment alone
 

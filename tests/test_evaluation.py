@@ -28,6 +28,7 @@ from uniportrait_lite.toyworld.pretrain.reader import CHOICES, AttributeReader
 from uniportrait_lite.toyworld.sentences import MAX_TOKENS
 from uniportrait_lite.toyworld.splits import HELD_OUT
 from uniportrait_lite.toyworld.wording import tokens
+from uniportrait_lite.toyworld.worlds import world
 
 PROMPTS = [
     Prompt("smile", "a portrait of a person, smiling", {"expression": "smile"}),
@@ -177,7 +178,7 @@ def test_a_batch_of_people_and_prompts_is_what_single_calls_draw(pipe, weights, 
 def subject(number: int, embedding: np.ndarray, size: int = 32) -> Subject:
     person, picture = Person.random(HELD_OUT[number]), Image.new("RGB", (size, size), "white")
     face = DetectedFace(np.zeros(4, np.float32), np.zeros((5, 2), np.float32), 1.0, crop(number), embedding)
-    return Subject(person, picture, face, [picture] * len(PROMPTS), picture, picture, 0)
+    return Subject(person, world(), picture, face, [picture] * len(PROMPTS), picture, picture, 0)
 
 
 def test_rows_are_drawn_with_their_own_settings_and_leave_the_pipeline_as_it_was(pipe, weights):

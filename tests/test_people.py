@@ -15,6 +15,7 @@ from uniportrait_lite.evaluation.witnesses import Witnesses
 from uniportrait_lite.folders import data_folder
 from uniportrait_lite.toyworld import Person, group, reference
 from uniportrait_lite.toyworld.wording import WORDS, tokens
+from uniportrait_lite.toyworld.worlds import world
 
 PROMPTS = data_folder("tiny").parent / "prompts" / "people.json"
 
@@ -59,7 +60,8 @@ def test_faces_of_a_real_picture_are_matched_with_their_own_references_by_the_ju
     people = []
     for seed in (2_000_101, 2_000_102, 2_000_103):
         scene = reference(Person.random(seed), seed)
-        people.append(Subject(Person.random(seed), scene.image, witnesses.face(scene.image), [], None, None, 0))
+        face = witnesses.face(scene.image)
+        people.append(Subject(Person.random(seed), world(), scene.image, face, [], None, None, 0))
     scene = group([subject.person for subject in people[::-1]], seed=5, style="photo", hat="none", glasses="none")
     found = seen(scene.image, people, witnesses)
     assert found.assignment.face_of == (2, 1, 0) and found.assignment.distinct

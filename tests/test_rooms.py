@@ -35,8 +35,9 @@ MAY_IMPORT = {
     "training": {*LEAVES, *METHOD, "toyworld", "evaluation"},
     "learn": {*LEAVES, *METHOD, "toyworld"},
     "demo": {*LEAVES, *METHOD, "evaluation", "__init__"},
+    "weights": {*LEAVES, "toyworld", "training"},
     "gallery": {*LEAVES, *METHOD, "toyworld", "evaluation", "__init__"},
-    "cli": {*LEAVES, *METHOD, "toyworld", "training", "evaluation", "demo", "gallery", "__init__"},
+    "cli": {*LEAVES, *METHOD, "toyworld", "training", "evaluation", "demo", "gallery", "weights", "__init__"},
     "__main__": {"cli"},
     "__init__": set(),
 }

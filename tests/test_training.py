@@ -119,7 +119,7 @@ QUICK = ["--portraits", "20", "--batch", "4", "--precision", "fp32", "--out", "o
 
 
 def quick(*flags: str) -> SingleIDConfig:
-    return load(SingleIDConfig, [*QUICK, *flags], prog="train")
+    return load(SingleIDConfig, [*QUICK, *flags], part="single_id", prog="train")
 
 
 def batches_of(config: SingleIDConfig) -> tuple[network.SingleID, Batches]:
@@ -135,7 +135,12 @@ def draw(batches: Batches, seed: int = 0):
 # --- settings ---------------------------------------------------------------------------------------------------------
 def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     (tmp_path / "run.yaml").write_text("lr: 2e-4\nbatch: 8\nmuon_lr: none\nstructure: false\n")
-    config = load(SingleIDConfig, ["--config", str(tmp_path / "run.yaml"), "--batch=16", "--muon_lr", "0.5"], prog="t")
+    config = load(
+        SingleIDConfig,
+        ["--config", str(tmp_path / "run.yaml"), "--batch=16", "--muon_lr", "0.5"],
+        part="single_id",
+        prog="t",
+    )
     assert (config.lr, config.batch, config.muon_lr, config.structure) == (2e-4, 16, 0.5, False)
     assert config.swap == SingleIDConfig().swap
 
@@ -156,13 +161,13 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
 )
 def test_a_setting_that_cannot_be_is_an_error_that_says_so(flags, says):
     with pytest.raises(ConfigError, match=says.replace("|", r"\|")):
-        load(SingleIDConfig, flags, prog="train")
+        load(SingleIDConfig, flags, part="single_id", prog="train")
 
 
 def test_a_misspelt_key_of_the_file_is_an_error_that_names_the_nearest(tmp_path):
     (tmp_path / "run.yaml").write_text("no_fase: 0.1\n")
     with pytest.raises(ConfigError, match="'no_fase'; did you mean 'no_face'"):
-        load(SingleIDConfig, ["--config", str(tmp_path / "run.yaml")], prog="train")
+        load(SingleIDConfig, ["--config", str(tmp_path / "run.yaml")], part="single_id", prog="train")
 
 
 def test_help_explains_every_setting(capsys):
@@ -494,7 +499,7 @@ def single(place, stack) -> Path:
 
 
 def multi(single: Path, *flags: str) -> MultiIDConfig:
-    return load(MultiIDConfig, [*GROUPS, "--single-id", str(single), *flags], prog="train")
+    return load(MultiIDConfig, [*GROUPS, "--single-id", str(single), *flags], part="multi_id", prog="train")
 
 
 def groups_of(config: MultiIDConfig) -> tuple[network.MultiID, GroupBatches]:

@@ -13,7 +13,7 @@ from uniportrait_lite import __version__
 from uniportrait_lite.errors import UniPortraitError
 
 PROGRAM = "python -m uniportrait_lite"
-RECIPES = ("vae", "clip", "recogniser", "judge", "reader", "detector", "unet", "all")
+RECIPES = ("recogniser", "vae", "clip", "judge", "reader", "detector", "unet", "all")
 
 _EPILOG = f"""\
 examples:
@@ -80,6 +80,23 @@ examples:
   {PROGRAM} pretrain unet --steps 200 --out runs/try --folder runs/try/sd
       a short try that leaves data/tiny as it is
   {PROGRAM} pretrain all
+"""
+
+_WEIGHTS = f"""\
+The recipes of `pretrain all`, then both stages of `train`, then the page about them. Stopped at any moment, or carried
+to another machine with the folder runs/, the same command goes on. With --hours each part gets its share of them in
+place of its number of steps; drawing pictures and measuring come on top. The weights in the profile's folder are
+replaced one by one: until the last part is done they do not belong together.
+
+A profile of your own is a folder with two files, both optional:
+  profile.yaml   settings by part, as `unet: {{steps: 4000, widths: [32, 64, 96]}}`; see `pretrain NAME --settings` and
+                 `train STAGE --help` for their names
+  world.py       drawings of your own: a function group(people, seed, **fixed), see uniportrait_lite/toyworld/worlds.py
+
+examples:
+  {PROGRAM} weights --hours 8
+  {PROGRAM} weights --profile my_world
+  {PROGRAM} evaluate identity --profile my_world
 """
 
 _TRAIN = f"""\
@@ -168,7 +185,7 @@ def build_parser() -> argparse.ArgumentParser:
     portrait.add_argument(
         "--structure-scale", type=float, help="how much of the reference's pose and fine structure comes along"
     )
-    portrait.add_argument("--profile", default="tiny", help="which set of weights (default: tiny)")
+    portrait.add_argument("--profile", default="tiny", help="tiny, or the folder of a profile of yours (default: tiny)")
 
     compare = command("compare", _compare, "say how alike the faces on two pictures are", _COMPARE)
     compare.add_argument("a", metavar="A", help="a picture; of several faces the largest counts")
@@ -191,7 +208,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     pretrain = command("pretrain", _pretrain, "train the networks of the tiny profile from nothing", _PRETRAIN)
     pretrain.add_argument("recipe", choices=RECIPES, help="which network")
+    pretrain.add_argument("--profile", default="tiny", help="tiny, or the folder of a profile of yours (default: tiny)")
     pretrain.add_argument("--settings", action="store_true", help="list the recipe's settings, and train nothing")
+
+    weights = command("weights", _weights, "train every network of a profile, in order", _WEIGHTS)
+    weights.add_argument("--profile", default="tiny", help="tiny, or the folder of a profile of yours (default: tiny)")
+    weights.add_argument("--hours", type=float, help="time for all trainings together (default: by steps)")
 
     for name, run, help, epilog, choices in (
         ("train", _train, "train the identity modules on top of a profile's frozen networks", _TRAIN, _STAGES),
@@ -261,7 +283,14 @@ def _pretrain(args: argparse.Namespace, rest: list[str]) -> None:
     if args.settings:
         print(flags.listing(args.recipe))
     else:
-        run(args.recipe, **flags.read(args.recipe, rest))
+        run(args.recipe, args.profile, **flags.read(args.recipe, rest))
+
+
+def _weights(args: argparse.Namespace, rest: list[str]) -> None:
+    _no_more(args, rest)
+    from uniportrait_lite import weights
+
+    print(f"weights in {_quietly(lambda: weights.run(args.profile, args.hours))}")
 
 
 def _train(args: argparse.Namespace, rest: list[str]) -> None:

@@ -4,14 +4,28 @@ import os
 import tempfile
 from pathlib import Path
 
+import yaml
+
 from uniportrait_lite.errors import ConfigError, WeightsError
 
+SETTINGS = "profile.yaml"
 
-def data_folder(profile: str = "tiny") -> Path:
-    """Where a profile's weights lie: under `UPL_DATA` if that is set, else the repository's `data`, else the package's.
 
-    Raises `WeightsError` if none of them holds it.
+def is_path(profile: str | os.PathLike) -> bool:
+    """Whether a profile is meant by the way to its folder, as ./mine, and not by its name, as tiny."""
+    return isinstance(profile, os.PathLike) or bool({os.sep, os.altsep} & {*profile}) or profile in (".", "..")
+
+
+def data_folder(profile: str | os.PathLike = "tiny") -> Path:
+    """The folder of a profile, which is its name, or the way to a folder of yours.
+
+    Names are looked for under `UPL_DATA` if that is set, else in the repository's `data`, else in the package's. Raises
+    `WeightsError` if none of them holds it.
     """
+    if is_path(profile):
+        if not Path(profile).expanduser().is_dir():
+            raise WeightsError(f"there is no folder {profile}: give a profile's name, or the folder of one")
+        return Path(profile).expanduser()
     package = Path(__file__).resolve().parent
     places = [package.parent / "data", package / "data"]
     if os.environ.get("UPL_DATA"):
@@ -23,6 +37,29 @@ def data_folder(profile: str = "tiny") -> Path:
         f"no {profile} weights in {' or '.join(str(place) for place in places)}: run from a clone of the repository, "
         f"or set UPL_DATA to the folder that has {profile} in it"
     )
+
+
+def profile_settings(folder: str | os.PathLike, part: str | None = None) -> dict:
+    """What the `profile.yaml` of a profile's folder sets, for one part (a recipe or a stage) or for all of them.
+
+    It holds a mapping of settings for each part, under the part's name. Nothing is set where there is no such file;
+    `ConfigError` where it holds something else.
+    """
+    path = Path(folder) / SETTINGS
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        values = {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} can't be read: {error}") from error
+    if not isinstance(values, dict) or not all(isinstance(settings, dict) for settings in values.values()):
+        raise ConfigError(f"{path} holds settings by part, as in `unet: {{steps: 500, widths: [16, 32]}}`")
+    return values if part is None else values.get(part, {})
+
+
+def prompts_file(name: str) -> Path:
+    """One of the files of evaluation prompts that come with the project."""
+    return data_folder().parent / "prompts" / name
 
 
 def writable_folder(folder: str | os.PathLike, mend: str) -> Path:

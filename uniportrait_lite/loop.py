@@ -77,7 +77,8 @@ def train(
     """Trains the parameters of `model` that require gradients; returns the log, one dict a line.
 
     `batch(step, generator)` makes the step's data, drawing from that generator alone; `loss(model, batch)` returns a
-    dict whose "loss" is minimised and whose other scalars are logged. A parameter learns at `rate(name)` times the
+    dict whose "loss" is minimised and whose other scalars are logged, with "waiting", the share of a step's time in
+    which its data was made and the network had nothing to do. A parameter learns at `rate(name)` times the
     learning rate. Under several processes each gets generators of
     its own and `model` is wrapped, so `loss` must go through `model(...)`. Afterwards `model` holds the averaged
     weights where `ema` is set. Continues from `out/checkpoint.pt` where there is one, unless that was made with other
@@ -109,14 +110,17 @@ def _steps(run, accelerator, wrapped, model, batch, loss, evaluate, evaluate_eve
         torch.manual_seed(_mix(config.seed, step, accelerator.process_index, 0))
         generator = torch.Generator().manual_seed(_mix(config.seed, step, accelerator.process_index, 1))
         model.train()
+        started = time.perf_counter()
         data = batch(step, generator)
+        made = time.perf_counter()
         with accelerator.autocast():
             values = loss(wrapped, data)
         if not torch.isfinite(values["loss"]):
             raise ConfigError(f"the loss is {values['loss'].item()} at step {step}: lower lr or muon_lr, then go on")
         accelerator.backward(values["loss"])
         run.update(accelerator)
-        run.log({name: float(value.detach()) for name, value in values.items()})
+        found = {name: float(value.detach()) for name, value in values.items()}
+        run.log({**found, "waiting": (made - started) / (time.perf_counter() - started)})
         if evaluate and evaluate_every and run.step % evaluate_every == 0 and accelerator.is_main_process:
             with run.averaged():
                 model.eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from uniportrait_lite.errors import ConfigError, WeightsError
-from uniportrait_lite.folders import data_folder
+from uniportrait_lite.folders import data_folder, is_path
 
 if TYPE_CHECKING:
     import torch
@@ -18,13 +18,15 @@ PROFILES = ("tiny", "sd15")
 def load(
     profile: str = "tiny", device: str | torch.device | None = None, dtype: torch.dtype | None = None
 ) -> UniPortrait:
-    """The UniPortrait of a profile, ready for `identity` and calls.
+    """The UniPortrait of a profile, "tiny" or a folder of yours with one, ready for `identity` and calls.
 
     Without `device` it takes a CUDA GPU if there is one, else the CPU; without `dtype` float32, as the tiny networks
     gain nothing from less. Raises `ConfigError` for an unknown profile, `WeightsError` for missing weights.
     """
-    if profile not in PROFILES:
-        raise ConfigError(f"there is no profile {profile!r}: the profiles are {' and '.join(PROFILES)}")
+    if not is_path(profile) and profile not in PROFILES:
+        raise ConfigError(
+            f"there is no profile {profile!r}: the profiles are {' and '.join(PROFILES)}, and folders, as ./{profile}"
+        )
     if profile == "sd15":
         raise ConfigError("sd15 cannot be loaded by name yet: attach weights to a pipeline with UniPortrait.attach")
     folder = data_folder(profile)

@@ -21,7 +21,6 @@ from uniportrait_lite.evaluation.portraits import Wish, without_identity
 from uniportrait_lite.evaluation.subjects import Prompt, Subject
 from uniportrait_lite.evaluation.witnesses import Witnesses
 from uniportrait_lite.id_routing import Routing, RoutingMaps, box_masks
-from uniportrait_lite.toyworld import group
 
 ROWS = ("text_only", "averaged", "concatenated", "no_route", "router", "said", "distinct", "masks")
 SAID, ASKED = "wearing a red beret", {"hat": "beret", "hat_color": "red"}  # of the first person, in the row said
@@ -116,7 +115,7 @@ class Painter:
 
     def regions(self, ask: Ask) -> list[np.ndarray]:
         """What is nearest to each face of a real picture of these people: the truth that the row masks is told."""
-        scene = group([self.people[k].person for k in ask.who], seed=ask.seed)
+        scene = self.people[0].world.group([self.people[k].person for k in ask.who], seed=ask.seed)
         boxes = np.array([face.box for face in scene.faces])
         who = np.eye(len(boxes), dtype=np.float32)
         return one_region_each(assign(boxes, who, who), scene.image.size)

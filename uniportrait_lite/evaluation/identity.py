@@ -19,8 +19,8 @@ from uniportrait_lite.evaluation.rows import ABLATIONS, ROWS, Row, check_absent,
 from uniportrait_lite.evaluation.subjects import Prompt, Subject, read_prompts, subjects
 from uniportrait_lite.evaluation.tables import contact_sheet, identity_markdown, publish
 from uniportrait_lite.evaluation.witnesses import Witnesses
+from uniportrait_lite.folders import data_folder, prompts_file
 from uniportrait_lite.pictures import save_picture
-from uniportrait_lite.profiles import data_folder
 from uniportrait_lite.toyworld.pretrain.record import hardware
 
 KNOBS = ("steps", "guidance", "id_scale", "structure_scale")
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     full = Path(args.weights) if args.weights else folder / "uniportrait"
     names = ROWS if args.rows is None else args.rows.split(",")
     found, absent = find_rows(names, dict(args.row), full, bool(args.weights))
-    prompts = read_prompts(args.prompts or folder.parent / "prompts" / "identity.json")
+    prompts = read_prompts(args.prompts or prompts_file("identity.json"))
     count = QUICK_PEOPLE if args.quick else args.people
     prompts = prompts[:QUICK_PROMPTS] if args.quick else prompts
     if args.batch < 1:
@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--profile", choices=["tiny"], default="tiny", help="which set of networks (default: tiny)")
+    parser.add_argument("--profile", default="tiny", help="tiny, or the folder of a profile of yours (default: tiny)")
     parser.add_argument("--people", type=int, default=50, metavar="N", help="how many people (default: 50)")
     parser.add_argument("--prompts", metavar="FILE", help="JSON (default: data/prompts/identity.json)")
     parser.add_argument("--seed", type=int, default=0, help="of scenes and noise (default: 0)")

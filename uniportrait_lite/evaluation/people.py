@@ -19,9 +19,8 @@ from uniportrait_lite.evaluation.portraits import pipeline, settings
 from uniportrait_lite.evaluation.report import check_folder, markdown, sheet, shown, write_json, write_text
 from uniportrait_lite.evaluation.subjects import UNSAID, Prompt, Subject, read_prompts, subjects
 from uniportrait_lite.evaluation.witnesses import Witnesses
+from uniportrait_lite.folders import data_folder, prompts_file
 from uniportrait_lite.pictures import save_picture
-from uniportrait_lite.profiles import data_folder
-from uniportrait_lite.toyworld import group
 from uniportrait_lite.toyworld.pretrain.record import hardware
 
 NUMBERS = {2: "two", 3: "three"}
@@ -140,7 +139,8 @@ def _unfit(folder: Path, full: Path) -> str | None:
 
 def _real(ask: Ask, people: Sequence[Subject]):
     """The people as a perfect model would draw them for the prompt."""
-    return group([people[k].person for k in ask.who], seed=ask.seed, **(UNSAID | ask.prompt.attributes)).image
+    shown = [people[k].person for k in ask.who]
+    return people[0].world.group(shown, seed=ask.seed, **(UNSAID | ask.prompt.attributes)).image
 
 
 def _sheet(drawn: Drawn, asks: Sequence[Ask], people: Sequence[Subject], found: dict):
@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     count, each, triples = (6, 1, 8) if args.quick else (args.people, args.prompts_each, args.triples)
     if count < 3 or each < 1 or triples < 0 or args.batch < 1:
         raise ConfigError("people are 3 at least, prompts for each group and batch 1, triples 0")
-    several, alone = people_prompts(Path(args.prompts or folder.parent / "prompts" / "people.json"))
+    several, alone = people_prompts(Path(args.prompts or prompts_file("people.json")))
     out, witnesses = check_folder(args.out), Witnesses(folder)
     people = subjects(count, alone, witnesses, args.seed)
     asks = plan(count, several, alone, each, triples, args.seed)
@@ -211,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--profile", choices=["tiny"], default="tiny", help="which set of networks (default: tiny)")
+    parser.add_argument("--profile", default="tiny", help="tiny, or the folder of a profile of yours (default: tiny)")
     parser.add_argument(
         "--people", type=int, default=15, metavar="N", help="all pairs of so many (default: 15, so 105)"
     )

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from uniportrait_lite.errors import ConfigError, UniPortraitError
 from uniportrait_lite.evaluation.report import check_folder, markdown, shown, write_json, write_text
+from uniportrait_lite.folders import data_folder
 from uniportrait_lite.pictures import read_picture
-from uniportrait_lite.profiles import data_folder
 
 # Seconds, seconds, GB, for two CPU cores; then times of two and of three people, as shares of the time of one.
 GOALS = {"first": 6.0, "further": 3.0, "memory": 2.0, "two": 1.15, "three": 1.2}
@@ -116,12 +116,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--profile", choices=["tiny"], default="tiny", help="which set of networks (default: tiny)")
+    parser.add_argument("--profile", default="tiny", help="tiny, or the folder of a profile of yours (default: tiny)")
     parser.add_argument("--face", metavar="PATH", help="a picture of one person (default: data/faces/ann.png)")
     parser.add_argument("--rounds", type=int, default=10, metavar="N", help="pictures of each number (default: 10)")
     parser.add_argument("--out", default="outputs/evaluation", metavar="FOLDER", help="(default: %(default)s)")
     args = parser.parse_args(argv)
-    face = Path(args.face) if args.face else data_folder(args.profile).parent / "faces" / "ann.png"
+    face = Path(args.face) if args.face else data_folder().parent / "faces" / "ann.png"
     read_picture(face)  # its errors come before any process
     out = check_folder(args.out)
     if args.rounds < 1:

@@ -12,7 +12,7 @@ from uniportrait_lite.evaluation.portraits import settings
 from uniportrait_lite.evaluation.report import check_folder, markdown, write_json, write_text
 from uniportrait_lite.evaluation.stack_parts import PARTS, Figure, Lab
 from uniportrait_lite.evaluation.witnesses import Witnesses
-from uniportrait_lite.profiles import data_folder
+from uniportrait_lite.folders import data_folder
 from uniportrait_lite.toyworld.pretrain.record import hardware
 
 _DESCRIPTION = """\
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--profile", choices=["tiny"], default="tiny", help="which set of networks (default: tiny)")
+    parser.add_argument("--profile", default="tiny", help="tiny, or the folder of a profile of yours (default: tiny)")
     parser.add_argument("--parts", default=",".join(PARTS), metavar="A,B", help="which parts (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of scenes and noise (default: 0)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: 20)")

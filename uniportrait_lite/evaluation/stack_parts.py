@@ -18,11 +18,12 @@ from uniportrait_lite.evaluation.portraits import Wish, autoencoder, decoded, pi
 from uniportrait_lite.evaluation.report import sheet, verdicts
 from uniportrait_lite.evaluation.witnesses import Witnesses
 from uniportrait_lite.pictures import save_picture
-from uniportrait_lite.toyworld import Person, Scene, captions, group, portrait
+from uniportrait_lite.toyworld import Person, Scene, captions
 from uniportrait_lite.toyworld.factors import IDENTITY, SCENE
 from uniportrait_lite.toyworld.pretrain import detector
 from uniportrait_lite.toyworld.pretrain.reader import CHOICES, shows
 from uniportrait_lite.toyworld.splits import HELD_OUT
+from uniportrait_lite.toyworld.worlds import World
 
 PEOPLE = HELD_OUT[30_000:40_000]  # apart from those of other measurements and of pictures that are shown
 UNSPOKEN = ("none", "neutral", "young")  # values that captions seldom say
@@ -54,9 +55,14 @@ class Lab:
         """How many to take where `usual` are usual: at least four."""
         return max(4, round(usual * self.share))
 
+    @property
+    def world(self) -> World:
+        """Whose pictures the networks know."""
+        return self.witnesses.world
+
     def people(self, start: int, count: int) -> list[Person]:
         """People that only this measurement uses."""
-        return [Person.random(seed) for seed in PEOPLE[start : start + count]]
+        return [self.world.Person.random(seed) for seed in PEOPLE[start : start + count]]
 
     def scene_seed(self, *numbers: int) -> int:
         """A seed of its own for each combination of small numbers."""
@@ -66,7 +72,7 @@ class Lab:
 def judge(lab: Lab) -> list[Figure]:
     """Verification over all pairs of pictures of 300 people, 10 scenes each; unfound faces are like strangers."""
     people, scenes = lab.people(0, lab.count(300)), 10 if lab.share == 1 else 4
-    drawn = [portrait(p, lab.scene_seed(n, k)) for n, p in enumerate(people) for k in range(scenes)]
+    drawn = [lab.world.portrait(p, lab.scene_seed(n, k)) for n, p in enumerate(people) for k in range(scenes)]
     who = np.repeat(np.arange(len(people)), scenes)
     embeddings = lab.witnesses.embeddings([scene.image for scene in drawn])
     found = verification(np.nan_to_num(embeddings), who)
@@ -84,7 +90,7 @@ def judge(lab: Lab) -> list[Figure]:
 def detection(lab: Lab) -> list[Figure]:
     """The recipe's own measurement, by insightface."""
     scenes = lab.count(300)
-    found = detector.evaluate(lab.folder / "face", scenes)
+    found = detector.evaluate(lab.folder / "face", scenes, lab.world)
     figures = [
         Figure(f"detector: every face found, {n} in a scene", found[f"found_{n}"], "at least 0.98", f"{scenes} scenes")
         for n in (1, 2, 3)
@@ -103,7 +109,9 @@ def decoding(lab: Lab) -> list[Figure]:
     for name, size, usual in (("portraits", 1, 300), ("three people", 3, 100)):
         people = lab.people(1000 + 1000 * size, size * lab.count(usual))
         groups = [people[i : i + size] for i in range(0, len(people), size)]
-        first, second = ([group(g, lab.scene_seed(n, size, k)) for n, g in enumerate(groups)] for k in range(2))
+        first, second = (
+            [lab.world.group(g, lab.scene_seed(n, size, k)) for n, g in enumerate(groups)] for k in range(2)
+        )
         restored = decoded(vae, [scene.image for scene in first], max(1, lab.batch // size))
         other = lab.witnesses.embed_at(*_arrays(second))
         _, landmarks = pictures = _arrays(first)
@@ -129,7 +137,7 @@ def text(lab: Lab) -> list[Figure]:
     The reader errs, too: what it makes of the real pictures of the same prompts is what can be reached.
     """
     pipe = pipeline(lab.folder / "sd")
-    scenes = [portrait(p, lab.scene_seed(n, 7)) for n, p in enumerate(lab.people(6000, lab.count(200)))]
+    scenes = [lab.world.portrait(p, lab.scene_seed(n, 7)) for n, p in enumerate(lab.people(6000, lab.count(200)))]
     asked = [spoken(scene, lab.scene_seed(n, 9)) for n, scene in enumerate(scenes)]
     prompts = [captions.prompt_for(attributes) for attributes in asked]
     real = metrics.followed(lab.witnesses.reader.read([scene.image for scene in scenes]), asked)
@@ -159,7 +167,7 @@ def _groups(lab: Lab, pipe: DiffusionPipeline) -> list[Figure]:
     for size in (2, 3):
         people = lab.people(8000 + 500 * size, size * lab.count(40))
         groups = [people[i : i + size] for i in range(0, len(people), size)]
-        scenes = [group(g, lab.scene_seed(n, 8, size), style="photo") for n, g in enumerate(groups)]
+        scenes = [lab.world.group(g, lab.scene_seed(n, 8, size), style="photo") for n, g in enumerate(groups)]
         images = _drawn(lab, pipe, [scene.caption for scene in scenes], scenes[0].image.width)
         share = [
             float(np.mean([len(lab.witnesses.faces.detect(image)) == size for image in pictures]))

@@ -12,10 +12,11 @@ from PIL import Image
 from uniportrait_lite.errors import ConfigError, WeightsError
 from uniportrait_lite.evaluation.witnesses import Witnesses
 from uniportrait_lite.faces import DetectedFace
-from uniportrait_lite.toyworld import Person, portrait, reference
+from uniportrait_lite.toyworld import Person
 from uniportrait_lite.toyworld.factors import FACE_SCENE, SCENE
 from uniportrait_lite.toyworld.references import enlarged
 from uniportrait_lite.toyworld.splits import HELD_OUT
+from uniportrait_lite.toyworld.worlds import World
 
 # What captions leave unsaid is mostly so: a picture without a word on its style is a photo, without one on a hat bare.
 UNSAID = {"style": "photo", "expression": "neutral", "glasses": "none", "hat": "none", "age": "young"}
@@ -54,7 +55,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
 @dataclass(frozen=True)
 class Subject:
-    """A person with the real pictures of them.
+    """A person of a world, with the real pictures of them.
 
     `reference`: the picture that portraits are made from, `face` what was found on it. `real`: one for each prompt, as
     a perfect model would answer it. `second`: another reference picture; `other`: one with everything left to chance.
@@ -62,6 +63,7 @@ class Subject:
     """
 
     person: Person
+    world: World
     reference: Image.Image
     face: DetectedFace
     real: list[Image.Image]
@@ -81,18 +83,18 @@ def subjects(
         raise ConfigError(f"--reference-scale is a whole number from 1 to 8, not {scale}")
     if not 2 <= count <= 1000:
         raise ConfigError(f"--people is a number from 2 to 1000, not {count}")  # beyond, the seeds watch trainings
-    found = []
+    found, world = [], witnesses.world
     for number in range(count):
-        person = Person.random(HELD_OUT[number])
+        person = world.Person.random(HELD_OUT[number])
         first = (seed * 1000 + number) * 1000
         for attempt in range(TRIES):
-            scene = enlarged(reference(person, first + attempt), scale)
+            scene = enlarged(world.reference(person, first + attempt), scale, world.portrait)
             if (face := witnesses.face(scene.image)) is not None:
                 break
         else:
             raise WeightsError(f"no face found on any of {TRIES} reference pictures: train the detector for longer")
-        real = [portrait(person, first + 100 + k, **(UNSAID | p.attributes)).image for k, p in enumerate(prompts)]
-        second = enlarged(reference(person, first + 50), scale).image
-        other = portrait(person, first + 51).image
-        found.append(Subject(person, scene.image, face, real, second, other, attempt))
+        real = [world.portrait(person, first + 100 + k, **(UNSAID | p.attributes)).image for k, p in enumerate(prompts)]
+        second = enlarged(world.reference(person, first + 50), scale, world.portrait).image
+        other = world.portrait(person, first + 51).image
+        found.append(Subject(person, world, scene.image, face, real, second, other, attempt))
     return found

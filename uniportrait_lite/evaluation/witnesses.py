@@ -18,6 +18,7 @@ from uniportrait_lite.quiet import no_progress_bars
 from uniportrait_lite.toyworld.pretrain.clip import clip_pixels, tokenise
 from uniportrait_lite.toyworld.pretrain.reader import AttributeReader
 from uniportrait_lite.toyworld.pretrain.recognition import crop
+from uniportrait_lite.toyworld.worlds import World, world, world_file
 
 BATCH = 50
 
@@ -48,6 +49,11 @@ class Witnesses:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
+
+    @property
+    def world(self) -> World:
+        """Whose pictures they know."""
+        return world(world_file(self.folder))
 
     @cached_property
     def faces(self) -> FaceDetector:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from .people import Person
@@ -19,8 +20,8 @@ def reference_scene(name: str, number: int) -> Scene:
     return enlarged(reference(Person.random(PEOPLE[name]), PEOPLE[name] + FIRST_SEED + number), SCALE)
 
 
-def enlarged(scene: Scene, scale: int) -> Scene:
-    """The same portrait, drawn on `scale` times as many pixels a side."""
+def enlarged(scene: Scene, scale: int, portrait: Callable[..., Scene] = portrait) -> Scene:
+    """The same portrait, drawn by its world's `portrait` on `scale` times as many pixels a side."""
     face, place = scene.faces[0], {"background": scene.background, "style": scene.style, "light": scene.light}
     return portrait(face.person, scene.seed, scale=scale, **place, **face.attributes)
 

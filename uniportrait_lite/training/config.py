@@ -1,4 +1,4 @@
-"""Settings of a training: a dataclass's defaults, then a YAML file, then flags, the later over the earlier.
+"""Settings of a training: a dataclass's defaults, its profile's, then a YAML file, then flags, later over earlier.
 
 Every field of the dataclass is a key of the YAML file and a flag of the command line, under the same name
 (`--muon-lr` and `--muon_lr` are one). A name that no field has, or a value that a field can't hold, is a `ConfigError`
@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from uniportrait_lite.errors import ConfigError
-from uniportrait_lite.folders import writable_folder
+from uniportrait_lite.folders import data_folder, profile_settings, writable_folder
 from uniportrait_lite.toyworld.pretrain.record import write_json
 
 T = TypeVar("T")
@@ -32,8 +32,8 @@ def setting(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-def load(cls: type[T], argv: list[str], *, prog: str, description: str = "", epilog: str = "") -> T:
-    """Makes a `cls` from its defaults, the YAML file named by `--config`, and the flags in `argv`.
+def load(cls: type[T], argv: list[str], *, part: str, prog: str, description: str = "", epilog: str = "") -> T:
+    """Makes a `cls` from its defaults, what its profile sets for `part`, the file of `--config`, and flags in `argv`.
 
     Raises `ConfigError` for unknown names and impossible values; `--help` prints and exits as argparse does.
     """
@@ -55,7 +55,13 @@ def load(cls: type[T], argv: list[str], *, prog: str, description: str = "", epi
         raise ConfigError(_unknown(unknown[0].split("=")[0].lstrip("-").replace("-", "_"), hints))
     given = vars(flags)
     values = read_yaml(given.pop("config")) if "config" in given else {}
-    return build(cls, {**values, **given})
+    values = {**values, **given}
+    return build(cls, {**_profile(cls, values, part), **values})
+
+
+def _profile(cls: type, values: dict[str, Any], part: str) -> dict[str, Any]:
+    profile = values.get("profile", next(f.default for f in fields(cls) if f.name == "profile"))
+    return profile_settings(data_folder(profile), part)
 
 
 def build(cls: type[T], values: dict[str, Any]) -> T:

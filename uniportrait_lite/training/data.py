@@ -54,16 +54,19 @@ class Batch:
 class SceneData:
     """What the frozen networks make of a rendered set of scenes with n faces each, and draws from it.
 
-    `folders` are those of `vae`, `backbone`, `clip` and `tokenizer`. Latents depend on the VAE's encoder, the store
+    `folders` are those of `vae`, `backbone`, `clip` and `tokenizer`, `drawn_by` the file of another world than the toy
+    world. Latents depend on the VAE's encoder, the store
     `faces` on backbone and CLIP, the store `captions` on the tokenizer and the wording, each by a digest of its own:
     new weights of one leave the others' arrays in use, and no stale array is ever read.
     """
 
-    def __init__(self, name: str, count: int, features: FaceFeatures, tokenizer, folders: dict[str, Path]):
-        self.scenes = world.load_scenes(name, count)
+    def __init__(
+        self, name: str, count: int, features: FaceFeatures, tokenizer, folders: dict[str, Path], drawn_by: str = ""
+    ):
+        self.scenes = world.load_scenes(name, count, drawn_by)
         self.features, self.tokenizer, self.folders = features, tokenizer, folders
         self.latents = load_latents(self.scenes, folders["vae"])
-        drawn = [name, world.world_digest(), world.CHUNK, "(scene, face)"]
+        drawn = [name, world.world_digest(drawn_by), world.CHUNK, "(scene, face)"]
         worded = [*(Path(module.__file__) for module in (captions, sentences, wording)), CAPTIONS, DETAILS]
         faces = digest(*drawn, CROP, JITTER, *weights(folders["backbone"]), *weights(folders["clip"]))
         texts = digest(*drawn, *worded, *sorted(folders["tokenizer"].glob("*.json")))

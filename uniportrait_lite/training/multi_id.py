@@ -51,12 +51,12 @@ def run(config: MultiIDConfig) -> list[dict]:
     stack.features.to(state.device)
     with FileLock(cache / "multi_id.lock"):  # one process draws and computes, the others read
         sets = [
-            SceneData(name, config.groups, stack.features, stack.tokenizer, stack.folders)
+            SceneData(name, config.groups, stack.features, stack.tokenizer, stack.folders, stack.world)
             for name in ("pairs", "trios")
         ]
     timesteps = stack.scheduler.config.num_train_timesteps
     batches = GroupBatches(config, *(Batches(config, data, timesteps, model.config.intrinsic) for data in sets))
-    samples = GroupSamples(stack.pipeline, weights_folder, stack.folders["faces"])
+    samples = GroupSamples(stack.pipeline, weights_folder, stack.folders["faces"], stack.world)
 
     def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return module(batch.to(state.device))
@@ -83,8 +83,12 @@ def run(config: MultiIDConfig) -> list[dict]:
     return history
 
 
+def settings(argv: Sequence[str]) -> MultiIDConfig:
+    """The settings of a command line, over those of its profile."""
+    prog = "python -m uniportrait_lite train multi_id"
+    return load(MultiIDConfig, list(argv), part="multi_id", prog=prog, description=MULTI_ID, epilog=MULTI_ID_EPILOG)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """`python -m uniportrait_lite train multi_id`."""
-    prog = "python -m uniportrait_lite train multi_id"
-    arguments = sys.argv[1:] if argv is None else list(argv)
-    run(load(MultiIDConfig, arguments, prog=prog, description=MULTI_ID, epilog=MULTI_ID_EPILOG))
+    run(settings(sys.argv[1:] if argv is None else argv))

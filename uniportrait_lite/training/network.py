@@ -32,6 +32,7 @@ from uniportrait_lite.speed import fast_attention
 from uniportrait_lite.toyworld.pretrain import data as world
 from uniportrait_lite.toyworld.pretrain.latents import encoder_digest
 from uniportrait_lite.toyworld.scenes import MAX_PEOPLE
+from uniportrait_lite.toyworld.worlds import world_file
 from uniportrait_lite.training.data import Batch, weights
 from uniportrait_lite.training.settings import SingleIDConfig
 from uniportrait_lite.training.store import digest
@@ -180,7 +181,7 @@ class Stack:
             "scheduler": sd / "scheduler", "clip": folder / "clip", "backbone": folder / "recogniser",
             "faces": folder / "face",
         }  # fmt: skip
-        self.pipeline = sd
+        self.pipeline, self.world = sd, world_file(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(self.folders["tokenizer"])
         self.scheduler = DDPMScheduler.from_pretrained(self.folders["scheduler"])
         with no_progress_bars():

@@ -15,8 +15,9 @@ from uniportrait_lite.assignment import assign
 from uniportrait_lite.evaluation import metrics
 from uniportrait_lite.faces import detector_of
 from uniportrait_lite.quiet import no_progress_bars
-from uniportrait_lite.toyworld import Person, Scene, captions, reference, splits
+from uniportrait_lite.toyworld import Scene, captions, splits
 from uniportrait_lite.toyworld.pretrain.recognition import crop
+from uniportrait_lite.toyworld.worlds import world
 
 PEOPLE = splits.HELD_OUT[1300:1308]
 PROMPTS = ({"expression": "smile", "background": "beach"}, {"hat": "beanie", "background": "park"}, {"style": "comic"})
@@ -27,12 +28,13 @@ class Samples:
     """Draws the grid with the weights in the folder `weights`, through the pipeline and the adapter that users have.
 
     `pipeline` is the folder of the frozen Stable Diffusion pipeline, `faces` that of insightface's detector and judge:
-    without them pictures are drawn and nothing is measured.
+    without them pictures are drawn and nothing is measured. `drawn_by`: the file of another world than the toy world.
     """
 
-    def __init__(self, pipeline: Path, weights: Path, faces: Path):
+    def __init__(self, pipeline: Path, weights: Path, faces: Path, drawn_by: str = ""):
         self.pipeline, self.weights, self.faces = pipeline, weights, faces
-        self.references = [reference(Person.random(seed), seed=seed) for seed in PEOPLE]
+        drawn = world(drawn_by)
+        self.references = [drawn.reference(drawn.Person.random(seed), seed=seed) for seed in PEOPLE]
         if not self._has_judge:
             print(f"no detector.onnx and judge.onnx in {faces}: the samples get no FaceSim", flush=True)
 

@@ -1,6 +1,7 @@
 """The settings of both stages, with what `--help` says of them."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from uniportrait_lite.errors import ConfigError
@@ -58,8 +59,10 @@ two people's similarities to their references in one picture, people nobody trai
 class StageConfig:
     """What both stages can be told; where the paper has another value, or none, the help says so."""
 
-    profile: Literal["tiny"] = setting("tiny", "which stack is trained: its folder of weights, its world")
-    run_folder: str | None = setting(None, "the run's folder; none: runs/STAGE, or runs/STAGE_VARIANT for an ablation")
+    profile: str = setting("tiny", "which stack is trained: tiny, or the folder of a profile of yours")
+    run_folder: str | None = setting(
+        None, "the run's folder; none: runs/STAGE (runs/PROFILE/STAGE), with _VARIANT for an ablation"
+    )
     out: str | None = setting(
         None, "gets the final weights; none: the profile's uniportrait, RUN_FOLDER/weights for an ablation"
     )
@@ -97,7 +100,8 @@ class StageConfig:
         if self.face_weight <= 0:
             raise ConfigError(f"face_weight is above 0, not {self.face_weight}")
         self.variant = "_".join(name for name, is_so in changed.items() if is_so)
-        self.run_folder = self.run_folder or "_".join(filter(None, (f"runs/{stage}", self.variant)))
+        runs = "runs" if self.profile == "tiny" else f"runs/{Path(self.profile).resolve().name}"
+        self.run_folder = self.run_folder or "_".join(filter(None, (f"{runs}/{stage}", self.variant)))
         self.loop()  # checks the rest
 
     def loop(self) -> LoopConfig:

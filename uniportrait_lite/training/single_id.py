@@ -50,12 +50,12 @@ def run(config: SingleIDConfig) -> list[dict]:
     stack.features.to(state.device)
     with FileLock(cache / "single_id.lock"):  # one process draws and computes, the others read
         data, unseen = (
-            SceneData(name, count, stack.features, stack.tokenizer, stack.folders)
+            SceneData(name, count, stack.features, stack.tokenizer, stack.folders, stack.world)
             for name, count in (("portraits", config.portraits), ("unseen", VALIDATION))
         )
     batches = Batches(config, data, stack.scheduler.config.num_train_timesteps, config.intrinsic)
     validation = Validation(Batches(config, unseen, batches.timesteps, config.intrinsic), VALIDATION)
-    samples = Samples(stack.pipeline, weights_folder, stack.folders["faces"])
+    samples = Samples(stack.pipeline, weights_folder, stack.folders["faces"], stack.world)
 
     def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return module(batch.to(state.device))
@@ -81,8 +81,12 @@ def run(config: SingleIDConfig) -> list[dict]:
     return history
 
 
+def settings(argv: Sequence[str]) -> SingleIDConfig:
+    """The settings of a command line, over those of its profile."""
+    prog = "python -m uniportrait_lite train single_id"
+    return load(SingleIDConfig, list(argv), part="single_id", prog=prog, description=SINGLE_ID, epilog=SINGLE_ID_EPILOG)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """`python -m uniportrait_lite train single_id`."""
-    prog = "python -m uniportrait_lite train single_id"
-    arguments = sys.argv[1:] if argv is None else list(argv)
-    run(load(SingleIDConfig, arguments, prog=prog, description=SINGLE_ID, epilog=SINGLE_ID_EPILOG))
+    run(settings(sys.argv[1:] if argv is None else argv))

@@ -5,15 +5,23 @@ import os
 
 from uniportrait_lite.errors import ConfigError
 
-NAMES = ("vae", "clip", "recogniser", "judge", "reader", "detector", "unet")  # in the order they need each other
+NAMES = ("recogniser", "vae", "clip", "judge", "reader", "detector", "unet")  # in the order they need each other
 
 
-def run(name: str, **overrides) -> dict:
-    """Runs the recipe `name` (or "all" in order) with its settings overridden; returns what it recorded."""
+def run(name: str, profile: str = "tiny", **overrides) -> dict:
+    """Runs the recipe `name` (or "all" in order) for a profile, with settings overridden; returns what it recorded.
+
+    `profile` is "tiny" or a folder: what its `profile.yaml` sets for the recipe stands in place of the recipe's own
+    settings, and what `overrides` has in place of both. A folder's networks are written into it, its runs go to
+    `runs/NAME`, its pictures are those of its `world.py` where it has one.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ConfigError("the recipes run in one process: start them without a launcher (the stages take several)")
     if name == "all":
-        return {each: run(each, **overrides) for each in NAMES}
+        return {each: run(each, profile, **overrides) for each in NAMES}
     if name not in NAMES:
         raise ConfigError(f"there is no recipe {name!r}; there are {', '.join(NAMES)} and all")
-    return importlib.import_module(f"{__name__}.{name}").run(**overrides)
+    from uniportrait_lite.toyworld.pretrain import flags
+
+    settings = flags.of_profile(name, profile) | overrides
+    return importlib.import_module(f"{__name__}.{name}").run(**settings)

@@ -25,6 +25,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 class CLIPRecipe:
     out: str = "runs/clip"
     folder: str = "data/tiny"  # receives clip/ and sd/tokenizer/
+    world: str = ""  # the file of another world than the toy world, see worlds.py
     scenes: int = 20_000
     batch: int = 96
     steps: int | None = 3000
@@ -116,7 +117,7 @@ def run(**overrides) -> dict:
     folder = Path(config.folder)
     build_tokenizer(folder / "sd" / "tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(folder / "sd" / "tokenizer")
-    scenes = load_scenes("portraits", config.scenes)
+    scenes = load_scenes("portraits", config.scenes, config.world)
     model = Contrast(build(config, tokenizer))
 
     def batch(step, generator):
@@ -147,7 +148,7 @@ def run(**overrides) -> dict:
         loop, model, batch, loss, no_muon=lambda name: "embedding" in name or "projection" in name,
         depends_on=depends(config),
     )  # fmt: skip
-    metrics = retrieval(model, tokenizer)
+    metrics = retrieval(model, tokenizer, load_scenes("unseen", 1000, config.world))
     export(model.clip, tokenizer, folder)
     return record(folder / "clip", "clip", config, history, metrics)
 
@@ -158,9 +159,8 @@ def tokenise(tokenizer, texts: list[str]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def retrieval(model: Contrast, tokenizer, count: int = 100) -> dict:
+def retrieval(model: Contrast, tokenizer, scenes: Scenes, count: int = 100) -> dict:
     """How often the right one of `count` full captions of unseen people's pictures is nearest, and the other way."""
-    scenes = load_scenes("unseen", 1000)
     model = model.float().cpu().eval()
     logits = model(
         clip_pixels(scenes.images(range(count))),

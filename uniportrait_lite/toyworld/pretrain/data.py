@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from uniportrait_lite.toyworld import Person, captions, factors, group, portrait, splits
+from uniportrait_lite.toyworld import captions, factors, splits
+from uniportrait_lite.toyworld.worlds import world as world_of
 
 CACHE = Path("runs/cache")
 CHUNK = 1000
-WORDS_ONLY = ("captions.py", "sentences.py", "wording.py", "tokenizer.py", "references.py", "__init__.py")
 FACE_KEYS, SCENE_KEYS = tuple(factors.FACE_SCENE), tuple(factors.SCENE)
 
 
@@ -66,6 +66,7 @@ class Scenes:
 
     spec: SceneSet
     chunks: list[Path]
+    world: str = ""  # the file of another world than the toy world, see `worlds.world`
 
     def _field(self, name: str) -> np.ndarray:
         return np.concatenate([np.load(c / f"{name}.npy") for c in self.chunks])
@@ -93,7 +94,7 @@ class Scenes:
             {key: factors.FACE_SCENE[key][v] for key, v in zip(FACE_KEYS, row, strict=True)} for row in self.face[index]
         ]
         scene = {k: factors.SCENE[k][v] for k, v in zip(SCENE_KEYS, self.scene[index], strict=True)}
-        return {"people": [_person(int(s)) for s in self.person[index]], "faces": faces, **scene}
+        return {"people": [_person(self.world, int(s)) for s in self.person[index]], "faces": faces, **scene}
 
     def caption(self, index: int, seed: int, detail: str | None = None) -> str:
         """A caption of scene `index`; another seed words it otherwise."""
@@ -101,43 +102,44 @@ class Scenes:
 
 
 @lru_cache(maxsize=20_000)
-def _person(seed: int) -> Person:
-    return Person.random(seed)
+def _person(world: str, seed: int):
+    return world_of(world).Person.random(seed)
 
 
-def load_scenes(name: str, count: int, workers: int | None = None) -> Scenes:
-    """The first `count` scenes of the set `name` (rounded up to whole chunks), rendered where they are not yet."""
+def load_scenes(name: str, count: int, world: str = "", workers: int | None = None) -> Scenes:
+    """The first `count` scenes of the set `name` (rounded up to whole chunks), rendered where they are not yet.
+
+    `world` is the file of another world than the toy world, see `worlds.world`.
+    """
     spec = SETS[name]
-    folder = CACHE / f"{name}-{world_digest()}"
+    folder = CACHE / f"{name}-{world_digest(world)}"
     chunks = [folder / f"{k:03d}" for k in range(-(-count // CHUNK))]
     missing = [k for k, chunk in enumerate(chunks) if not chunk.exists()]
     if missing:
         from tqdm import tqdm
 
         folder.mkdir(parents=True, exist_ok=True)
-        draw = partial(_render, spec, folder, CHUNK)
+        draw = partial(_render, spec, world, folder, CHUNK)
         with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
             results = pool.map(draw, missing) if len(missing) > 1 else map(draw, missing)
             list(tqdm(results, total=len(missing), desc=f"drawing {name}"))
-    return Scenes(spec, chunks)
+    return Scenes(spec, chunks, world)
 
 
-@lru_cache(maxsize=1)
-def world_digest() -> str:
+@lru_cache
+def world_digest(world: str = "") -> str:
     """Eight hex digits that change when the drawing code or the sets do (as they were when this process began)."""
     digest = hashlib.sha256(repr(sorted(SETS.items())).encode())
-    for path in sorted(Path(captions.__file__).parent.glob("*.py")):
-        if path.name not in WORDS_ONLY:
-            digest.update(path.read_bytes())
+    for path in world_of(world).source:
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:8]
 
 
-def _render(spec: SceneSet, folder: Path, size: int, chunk: int):
+def _render(spec: SceneSet, world: str, folder: Path, size: int, chunk: int):
     fields: dict[str, list] = {k: [] for k in ("images", "person", "landmarks", "boxes", "face", "scene")}
     for index in range(chunk * size, (chunk + 1) * size):
-        people = [_person(s) for s in spec.who(index)]
-        scene = portrait(people[0], seed=index) if spec.faces == 1 else group(people, seed=index)
-        fields["images"].append(np.asarray(scene.image))
+        scene = world_of(world).group([_person(world, s) for s in spec.who(index)], seed=index)
+        fields["images"].append(scene.pixels)
         fields["person"].append([face.person.seed for face in scene.faces])
         fields["landmarks"].append([face.landmarks for face in scene.faces])
         fields["boxes"].append([face.box for face in scene.faces])

@@ -16,9 +16,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from uniportrait_lite.loop import LoopConfig, train
-from uniportrait_lite.toyworld import Person, group, portrait, splits
+from uniportrait_lite.toyworld import splits
 from uniportrait_lite.toyworld.pretrain.detector_data import ViewSampler
 from uniportrait_lite.toyworld.pretrain.record import depends, record
+from uniportrait_lite.toyworld.worlds import World, world
 
 STRIDES = (8, 16, 32)
 SIZES = ((0, 64), (48, 128), (96, 10_000))  # the longer side of the faces each stride answers for, in pixels
@@ -31,6 +32,7 @@ class DetectorConfig:
 
     out: str = "runs/detector"
     folder: str = "data/tiny/face"  # receives detector.onnx and detector.recipe.json
+    world: str = ""  # the file of another world than the toy world, see worlds.py
     scenes: int = 4000  # of one person, of two and of three, each
     batch: float = 8.0  # pictures of 256 x 256 a step, or as many more as they are smaller
     steps: int | None = 3000
@@ -198,7 +200,7 @@ def export(model: Detector, path: str | Path) -> None:
     os.replace(temporary, path)
 
 
-def evaluate(folder: str | Path, scenes: int, det_size: int = 256) -> dict[str, float]:
+def evaluate(folder: str | Path, scenes: int, drawn: World, det_size: int = 256) -> dict[str, float]:
     """What insightface finds with the folder's detector.onnx in scenes of one to three unseen people.
 
     found_N: share of scenes of N in which every face is found (its true box overlapped by half or more);
@@ -214,8 +216,7 @@ def evaluate(folder: str | Path, scenes: int, det_size: int = 256) -> dict[str, 
         complete = 0
         for k in range(scenes):
             seeds = [splits.HELD_OUT[10_000 + 3 * k + j] for j in range(count)]
-            people = [Person.random(seed) for seed in seeds]
-            scene = portrait(people[0], seed=seeds[0]) if count == 1 else group(people, seed=seeds[0])
+            scene = drawn.group([drawn.Person.random(seed) for seed in seeds], seed=seeds[0])
             found = app.get(np.ascontiguousarray(np.asarray(scene.image)[..., ::-1]))
             overlaps = np.array([[iou(np.array(face.box), f.bbox) for f in found] for face in scene.faces])
             overlaps = overlaps.reshape(count, len(found))
@@ -244,7 +245,7 @@ def run(**overrides) -> dict:
     Overrides are the fields of `DetectorConfig`. Started again, goes on from the last checkpoint in `out`.
     """
     config = DetectorConfig(**overrides)
-    views = ViewSampler(config.scenes)
+    views = ViewSampler(config.scenes, config.world)
     torch.manual_seed(config.seed)
     model = Detector(config.width)
     loop = LoopConfig(
@@ -265,4 +266,6 @@ def run(**overrides) -> dict:
     plain = Detector(config.width)  # accelerate has wrapped the other one's forward in its autocast
     plain.load_state_dict(model.state_dict())
     export(plain, path)
-    return record(config.folder, "detector", config, history, evaluate(config.folder, config.evaluated))
+    return record(
+        config.folder, "detector", config, history, evaluate(config.folder, config.evaluated, world(config.world))
+    )

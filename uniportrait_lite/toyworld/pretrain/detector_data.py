@@ -16,8 +16,8 @@ LEFT_RIGHT = [1, 0, 2, 4, 3]  # a mirrored left eye is a right eye
 class ViewSampler:
     """Batches of views of `count` scenes of each kind; all that is random comes from the generator given."""
 
-    def __init__(self, count: int):
-        self.sets = [load_scenes(name, count) for name in SETS]
+    def __init__(self, count: int, world: str = ""):
+        self.sets = [load_scenes(name, count, world) for name in SETS]
 
     def batch(self, generator: torch.Generator, budget: float) -> dict[str, torch.Tensor]:
         """One canvas size for all, as many views as cost `budget` pictures of 256 x 256.

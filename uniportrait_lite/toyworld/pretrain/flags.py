@@ -3,9 +3,14 @@
 import ast
 import importlib
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 
 from uniportrait_lite.errors import ConfigError
+from uniportrait_lite.folders import SETTINGS, data_folder, profile_settings
 from uniportrait_lite.toyworld.pretrain import NAMES
+from uniportrait_lite.toyworld.worlds import world_file
+
+HOME = "data/tiny"  # where the recipes' own settings put the networks
 
 
 def defaults(recipe: str) -> dict[str, object]:
@@ -17,6 +22,24 @@ def defaults(recipe: str) -> dict[str, object]:
             if "steps" in settings:
                 return settings
     raise TypeError(f"{module.__name__} has no dataclass of its settings")
+
+
+def of_profile(recipe: str, profile: str) -> dict[str, object]:
+    """What a profile sets for a recipe: its `profile.yaml`, and where its networks, runs and world lie."""
+    if profile == "tiny":
+        return {}
+    folder, known = data_folder(profile), defaults(recipe)
+    settings = {
+        name: str(folder / Path(value).relative_to(HOME))
+        for name, value in known.items()
+        if isinstance(value, str) and Path(value).is_relative_to(HOME)
+    }
+    settings |= {"out": f"runs/{folder.resolve().name}/{recipe}", "world": world_file(folder)}
+    for name, value in profile_settings(folder, recipe).items():
+        if name not in known:
+            raise ConfigError(f"{folder / SETTINGS}: {recipe} has no setting {name!r}; it has {', '.join(known)}")
+        settings[name] = _value(name, str(value), known[name])
+    return settings
 
 
 def listing(recipe: str) -> str:
@@ -64,6 +87,7 @@ def _value(name: str, text: str, default: object) -> object:
         value = ast.literal_eval({"none": "None", "true": "True", "false": "False"}.get(text.lower(), text))
     except (ValueError, SyntaxError):
         value = text
+    value = tuple(value) if isinstance(value, list) else value
     number = (int, float, type(None))
     if type(value) is not type(default) and not (isinstance(value, number) and isinstance(default, number)):
         raise ConfigError(f"{name} cannot be {text!r}; its default is {default!r}")

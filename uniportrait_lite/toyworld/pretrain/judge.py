@@ -26,6 +26,7 @@ class JudgeConfig:
 
     out: str = "runs/judge"
     folder: str = "data/tiny/face"  # receives judge.onnx and judge.recipe.json
+    world: str = ""  # the file of another world than the toy world, see worlds.py
     scenes: int = 30_000
     unseen: int = 3000
     batch: int = 96
@@ -96,7 +97,8 @@ def run(**overrides) -> dict:
     Overrides are the fields of `JudgeConfig`. Started again, goes on from the last checkpoint in `out`.
     """
     config = JudgeConfig(**overrides)
-    scenes, unseen = load_scenes("judge", config.scenes), load_scenes("unseen", config.unseen)
+    scenes = load_scenes("judge", config.scenes, config.world)
+    unseen = load_scenes("unseen", config.unseen, config.world)
     torch.manual_seed(config.seed)
     network = Judge()
     head = CosFace(128, len(scenes.spec.people), config.scale)

@@ -19,7 +19,7 @@ def load_latents(scenes: Scenes, vae_folder: str | Path = "data/tiny/sd/vae") ->
     from diffusers import AutoencoderKL
     from tqdm import tqdm
 
-    folder = CACHE / f"latents-{scenes.spec.name}-{world_digest()}-{encoder_digest(vae_folder)}"
+    folder = CACHE / f"latents-{scenes.spec.name}-{world_digest(scenes.world)}-{encoder_digest(vae_folder)}"
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{k:03d}.npy" for k in range(len(scenes.chunks))]
     missing = [k for k, file in enumerate(files) if not file.exists()]

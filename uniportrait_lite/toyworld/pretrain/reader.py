@@ -36,6 +36,7 @@ class ReaderConfig:
 
     out: str = "runs/reader"
     folder: str = "data/tiny/reader"
+    world: str = ""  # the file of another world than the toy world, see worlds.py
     portraits: int = 40_000
     groups: int = 10_000  # of pairs, and as many of trios
     unseen: int = 3000  # portraits of people outside all trainings, for the metrics
@@ -216,10 +217,11 @@ def run(**overrides) -> dict:
     Overrides are the fields of `ReaderConfig`. Started again, goes on from the last checkpoint in `out`.
     """
     config = ReaderConfig(**overrides)
-    sets = [load_scenes("portraits", config.portraits)]
+    sets = [load_scenes("portraits", config.portraits, config.world)]
     if config.groups:
-        sets += [load_scenes(name, config.groups) for name in ("pairs", "trios")]
-    unseen, trios = load_scenes("unseen", config.unseen), load_scenes("unseen_trios", config.unseen_trios)
+        sets += [load_scenes(name, config.groups, config.world) for name in ("pairs", "trios")]
+    unseen = load_scenes("unseen", config.unseen, config.world)
+    trios = load_scenes("unseen_trios", config.unseen_trios, config.world)
     torch.manual_seed(config.seed)
     reader = AttributeReader().to(memory_format=torch.channels_last)
     batches = ReaderBatches(sets, config.batch)

@@ -16,6 +16,7 @@ class RecogniserConfig:
 
     out: str = "runs/recogniser"
     folder: str = "data/tiny/recogniser"
+    world: str = ""  # the file of another world than the toy world, see worlds.py
     scenes: int = 40_000
     unseen: int = 3000  # portraits of 300 people outside all trainings, for the metrics
     batch: int = 96
@@ -41,7 +42,8 @@ def run(**overrides) -> dict:
     Overrides are the fields of `RecogniserConfig`. Started again, goes on from the last checkpoint in `out`.
     """
     config = RecogniserConfig(**overrides)
-    scenes, unseen = load_scenes("portraits", config.scenes), load_scenes("unseen", config.unseen)
+    scenes = load_scenes("portraits", config.scenes, config.world)
+    unseen = load_scenes("unseen", config.unseen, config.world)
     torch.manual_seed(config.seed)
     network = IRResNet(IRConfig())
     head = CurricularFace(network.config.embedding, len(scenes.spec.people), config.scale, config.margin)

@@ -73,7 +73,8 @@ def depends(config, *weights: str | Path) -> dict:
 
     length = ("out", "folder", "steps", "hours", "cooldown", "checkpoint_every", "evaluate_every")
     settings = {name: value for name, value in asdict(config).items() if name not in length}
-    return settings | {"world": world_digest(), **{str(path): file_digest(path) for path in weights}}
+    drawn = world_digest(settings.get("world", ""))
+    return settings | {"world": drawn, **{str(path): file_digest(path) for path in weights}}
 
 
 def file_digest(*paths: str | Path) -> str:

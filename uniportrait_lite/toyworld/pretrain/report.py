@@ -33,6 +33,11 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="data", help="the folder of tiny/, faces/ and prompts/")
     folder = Path(parser.parse_args(argv).data)
+    write(folder, HEAD)
+
+
+def write(folder: Path, head: str) -> None:
+    """Writes README.md into a folder of weights: the head, how each was made, and the files."""
     lines = ["| command | steps | seconds | on | measured |", "| --- | --- | --- | --- | --- |"]
     for path in sorted(folder.rglob("*.recipe.json")):
         report = json.loads(path.read_text())
@@ -45,7 +50,7 @@ def main(argv=None) -> None:
         if path.is_file() and path.name != "README.md":
             lines.append(f"| `{path.relative_to(folder).as_posix()}` | {path.stat().st_size / 1000:,.1f} |")
     temporary = folder / "README.md.tmp"
-    temporary.write_text(HEAD + "\n" + "\n".join(lines) + "\n")
+    temporary.write_text(head + "\n" + "\n".join(lines) + "\n")
     os.replace(temporary, folder / "README.md")
 
 

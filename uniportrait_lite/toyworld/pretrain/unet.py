@@ -38,6 +38,7 @@ class UNetRecipe:
     out: str = "runs/unet"
     folder: str = "data/tiny/sd"
     start_from: str = ""  # a pipeline's folder, to go on from shipped weights where the run's folder is gone
+    world: str = ""  # the file of another world than the toy world, see worlds.py
     portraits: int = 40_000
     groups: int = 6_000  # of two, and as many of three
     group_share: float = 0.15  # of the steps: that many of two, that many of three people
@@ -54,6 +55,7 @@ class UNetRecipe:
     head_width: int = 32
     no_caption: float = 0.1
     face_weight: float = 2.0  # of the loss inside the faces' boxes, which are a fifth of the picture
+    feature_weight: float = 4.0  # of the loss around eyes, brows, nose and mouth, a tenth of it
     precision: str = "bf16"
     seed: int = 2
     evaluate_every: int = 500
@@ -112,6 +114,15 @@ def face_cells(boxes: np.ndarray, width: int, height: int = 16) -> np.ndarray:
     return (down[..., :, None] & across[..., None, :]).any(1).astype(np.float32)
 
 
+def feature_boxes(landmarks: np.ndarray) -> np.ndarray:
+    """Boxes around brows, eyes, nose and mouth: landmarks (B,n,5,2) in pixels -> (B,n,4)."""
+    eyes, mouth = landmarks[..., :2, :], landmarks[..., 3:, :]
+    apart = np.linalg.norm(eyes[..., 1, :] - eyes[..., 0, :], axis=-1)
+    left, right = landmarks[..., 0].min(-1) - 0.4 * apart, landmarks[..., 0].max(-1) + 0.4 * apart
+    top, bottom = eyes[..., 1].min(-1) - 0.7 * apart, mouth[..., 1].max(-1) + 0.5 * apart
+    return np.stack([left, top, right, bottom], axis=-1)
+
+
 class Denoise(nn.Module):
     """Noisy latents, timesteps and token ids -> the U-Net's prediction.
 
@@ -139,11 +150,8 @@ def run(**overrides) -> dict:
     start = Path(config.start_from) if config.start_from else None
     text_from = start / "text_encoder" if start else folder.parent / "clip"
     text_encoder = CLIPTextModel.from_pretrained(text_from, dtype=torch.float32)
-    sets = [
-        load_scenes("portraits", config.portraits),
-        load_scenes("pairs", config.groups),
-        load_scenes("trios", config.groups),
-    ]
+    counts = {"portraits": config.portraits, "pairs": config.groups, "trios": config.groups}
+    sets = [load_scenes(name, count, config.world) for name, count in counts.items()]
     latents = [load_latents(s, folder / "vae") for s in sets]
     unet = build(config, latents[0].shape[1], text_encoder.config.hidden_size)
     if start:
@@ -164,7 +172,8 @@ def run(**overrides) -> dict:
         noise = torch.randn(clean.shape, generator=generator)
         timesteps = draw_timesteps(count, generator)
         inside = torch.from_numpy(face_cells(sets[kind].boxes[indices], clean.shape[-1]))
-        return [x.to(device) for x in (clean, noise, timesteps, tokenise(tokenizer, texts), inside)]
+        features = torch.from_numpy(face_cells(feature_boxes(sets[kind].landmarks[indices]), clean.shape[-1]))
+        return [x.to(device) for x in (clean, noise, timesteps, tokenise(tokenizer, texts), inside, features)]
 
     def caption(scenes, index, seed, kind):
         """Half of them full ones: the more a caption says of a face, the more it teaches to draw faces."""
@@ -173,12 +182,14 @@ def run(**overrides) -> dict:
         return scenes.caption(index, seed, "full" if kind > 0.5 else "scene" if kind > 0.15 else "short")
 
     def loss(module, data):
-        clean, noise, timesteps, tokens, inside = data
+        clean, noise, timesteps, tokens, inside, features = data
         with fast_attention():
             predicted = module(noise_schedule.add_noise(clean, noise, timesteps), timesteps, tokens)
         error = (predicted - noise_schedule.get_velocity(clean, noise, timesteps)).square().mean(1)
         weight = 1 + (config.face_weight - 1) * inside
-        return {"loss": (error * weight).sum() / weight.sum(), "face": (error * inside).sum() / inside.sum()}
+        weight = torch.where(features > 0, config.feature_weight, weight)
+        means = {"loss": weight, "face": inside, "features": features}
+        return {name: (error * where).sum() / where.sum() for name, where in means.items()}
 
     def look(module, step):
         images = sample(pipeline(module.unet, folder, module.text_encoder), list(PROMPTS), seed=0)

@@ -23,6 +23,7 @@ class VAEConfig:
     folder: str = "data/tiny/sd/vae"
     start_from: str = ""  # an autoencoder's folder, to go on from shipped weights
     decoder_only: bool = False  # keeps the latents, and with them all that was trained on latents, as they are
+    world: str = ""  # the file of another world than the toy world, see worlds.py
     scenes: int = 8000
     batch: int = 16
     steps: int | None = 6000
@@ -115,7 +116,10 @@ class FeatureDifference(nn.Module):
 def run(**overrides) -> dict:
     """Trains, writes `folder`, returns the metrics."""
     config = VAEConfig(**overrides)
-    sets = [load_scenes("portraits", config.scenes), load_scenes("trios", max(1000, config.scenes // 4))]
+    sets = [
+        load_scenes(name, count, config.world)
+        for name, count in (("portraits", config.scenes), ("trios", max(1000, config.scenes // 4)))
+    ]
     vae = build(config)
     if config.start_from:
         vae = type(vae).from_pretrained(config.start_from, torch_dtype=torch.float32)
@@ -168,13 +172,13 @@ def run(**overrides) -> dict:
 def export(vae, config: VAEConfig, history: list[dict]) -> dict:
     """Measures the latents' scale and the error on unseen people, and writes the weights."""
     vae = vae.float().cpu().eval()
-    train_images = load_scenes("portraits", 1000).images(range(0, 512))
+    train_images = load_scenes("portraits", 1000, config.world).images(range(0, 512))
     latents = torch.cat([vae.encode(p).latent_dist.mean for p in to_pixels(train_images).split(32)])
     if not config.decoder_only:
         vae.register_to_config(scaling_factor=round(float(1 / latents.std()), 4))
     metrics = {"scaling_factor": vae.config.scaling_factor}
     for name in ("unseen", "unseen_trios"):
-        pixels = to_pixels(load_scenes(name, 1000).images(range(0, 128)))
+        pixels = to_pixels(load_scenes(name, 1000, config.world).images(range(0, 128)))
         restored = torch.cat([vae.decode(vae.encode(p).latent_dist.mean).sample for p in pixels.split(16)]).clamp(-1, 1)
         metrics[f"psnr_{name}"] = round(float(-10 * torch.log10(((restored - pixels) / 2).square().mean())), 2)
         metrics[f"l1_{name}"] = round(float((restored - pixels).abs().mean() / 2), 4)

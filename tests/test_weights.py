@@ -1,0 +1,134 @@
+"""The whole chain of trainings, at its smallest, on somebody's own world; and what a profile's folder may hold."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate.state import AcceleratorState
+
+from uniportrait_lite import cli, load, weights
+from uniportrait_lite.errors import ConfigError, WeightsError
+from uniportrait_lite.folders import data_folder
+from uniportrait_lite.toyworld import Person, splits
+from uniportrait_lite.toyworld.pretrain import data, flags, latents
+from uniportrait_lite.toyworld.worlds import world, world_file
+
+DISCS = Path(__file__).with_name("discs.py")
+SETTINGS = """\
+recogniser: {steps: 2, scenes: 40, unseen: 40, batch: 8}
+vae: {steps: 2, scenes: 40, batch: 2, widths: [8, 8, 16, 16], latents: 4}
+clip: {steps: 2, scenes: 40, batch: 4, text_width: 32, text_layers: 1, vision_width: 32, vision_layers: 1}
+judge: {steps: 2, scenes: 40, unseen: 40, batch: 8}
+reader: {steps: 2, portraits: 40, groups: 40, unseen: 40, unseen_trios: 40, batch: 8}
+detector: {steps: 2, scenes: 40, batch: 1, evaluated: 2}
+unet: {steps: 2, portraits: 40, groups: 40, batch: 4, widths: [16, 32], head_width: 8}
+single_id: {steps: 2, portraits: 40, batch: 4, lora_rank: 2}
+multi_id: {steps: 2, groups: 40, batch: 4}
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch) -> Path:
+    """A folder with a world and settings, in a working folder of its own with small sets of scenes."""
+    monkeypatch.chdir(tmp_path)
+    for module in (data, latents):
+        monkeypatch.setattr(module, "CHUNK", 20)
+        monkeypatch.setattr(module, "CACHE", tmp_path / "cache")
+    for name, faces in (("portraits", 1), ("pairs", 2), ("trios", 3), ("judge", 1), ("unseen", 1), ("unseen_trios", 3)):
+        people = {"judge": splits.JUDGE, "unseen": splits.HELD_OUT, "unseen_trios": splits.HELD_OUT}
+        monkeypatch.setitem(data.SETS, name, data.SceneSet(name, people.get(name, splits.TRAIN)[:20], faces))
+    AcceleratorState._reset_state()
+    data.world_digest.cache_clear()
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    shutil.copy(DISCS, folder / "world.py")
+    (folder / "profile.yaml").write_text(SETTINGS)
+    yield folder
+    data.world_digest.cache_clear()
+
+
+def test_one_command_trains_a_world_of_ones_own_from_nothing(mine, capsys):
+    assert cli.main(["weights", "--profile", "./mine"]) == 0
+    records = {path.name.split(".")[0]: json.loads(path.read_text()) for path in mine.rglob("*.recipe.json")}
+    assert set(records) == set(weights.SHARES) and all(record["steps"] == 2 for record in records.values())
+    assert all(0 <= line["waiting"] <= 1 for record in records.values() for line in record["curve"] if "loss" in line)
+    assert all(f"| `python -m uniportrait_lite {verb} {name}" in (mine / "README.md").read_text()
+               for name in records for verb in [("train" if name in weights.STAGES else "pretrain")])  # fmt: skip
+    assert not (mine.parent / "data").exists() and {p.name for p in (mine.parent / "runs" / "mine").iterdir()} == {
+        *weights.SHARES
+    }
+    up = load("./mine", device="cpu")
+    assert up.unet.config.block_out_channels == [16, 32] and up.pipe.vae.config.latent_channels == 4
+    drawn = world(world_file(mine)).reference(Person.random(5), 3)
+    crop = drawn.image.crop((32, 32, 96, 96)).resize((224, 224))
+    image = up("a man", [up.identity_of_crops([crop])], seed=0, steps=2).images[0]
+    assert image.size == (128, 128)
+
+    stamps = {path: path.read_bytes() for path in mine.rglob("*.safetensors")}
+    weights.run("./mine")  # all parts are done: nothing is trained again
+    assert {path: path.read_bytes() for path in mine.rglob("*.safetensors")} == stamps
+    assert "step 3 " not in capsys.readouterr().out
+
+
+def test_hours_are_shared_out_among_the_parts(mine):
+    parts = weights.plan("./mine", hours=10)
+    assert list(parts) == list(weights.SHARES) and sum(weights.SHARES.values()) == pytest.approx(1)
+    assert parts["unet"].keywords == {"steps": None, "hours": pytest.approx(4.8)}
+    (single,) = parts["single_id"].args
+    assert single.steps is None and single.hours == pytest.approx(1.4) and single.portraits == 40
+    assert weights.plan("./mine", None)["unet"].keywords == {}
+
+
+def test_scenes_of_a_world_are_its_own_and_kept_apart(mine):
+    path = world_file(mine)
+    discs, toys = data.load_scenes("pairs", 20, path), data.load_scenes("pairs", 20)
+    seeds = discs.spec.who(3)
+    drawn = world(path).group([Person.random(seed) for seed in seeds], seed=3)
+    assert np.array_equal(discs.images([3])[0], drawn.pixels) and discs.person[3].tolist() == seeds
+    assert not np.array_equal(discs.images([3]), toys.images([3]))
+    assert data.world_digest(path) != data.world_digest()
+    (mine / "world.py").write_text(DISCS.read_text() + "\n# drawn anew\n")
+    data.world_digest.cache_clear()
+    assert data.world_digest(path) != discs.chunks[0].parent.name.split("-")[1]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        ("world.py", "def draw(): pass\n", "has no function group"),
+        ("world.py", "import nothing_like_this\n", "cannot be read as a world .*nothing_like_this"),
+        ("profile.yaml", "unet: 500\n", "settings by part, as in"),
+        ("profile.yaml", "unet: {stepz: 500}\n", "unet has no setting 'stepz'; it has .*steps"),
+        ("profile.yaml", "unet: {steps: many}\n", "steps cannot be 'many'"),
+        ("profile.yaml", "single_id: {portrait: 5}\n", "no setting is called 'portrait'; did you mean 'portraits'"),
+        ("profile.yaml", "unett: {steps: 5}\n", "there is no part unett; there are recogniser"),
+        ("profile.yaml", "[", "can't be read"),
+    ],
+)
+def test_a_folder_that_is_no_profile_is_an_error_before_anything_is_trained(mine, file, text, says):
+    (mine / file).write_text(text)
+    world.cache_clear()
+    with pytest.raises(ConfigError, match=says):
+        weights.run("./mine")
+    assert not (mine.parent / "runs").exists()
+
+
+def test_a_profiles_settings_stand_below_flags_and_above_the_recipes_own(mine):
+    settings = flags.of_profile("unet", str(mine))
+    assert settings["widths"] == (16, 32) and settings["folder"] == str(mine / "sd")
+    assert settings["out"] == "runs/mine/unet" and flags.of_profile("vae", str(mine))["recogniser"] == str(
+        mine / "recogniser"
+    )
+    assert flags.of_profile("unet", "tiny") == {}
+
+
+def test_a_folder_is_meant_by_its_way_and_a_profile_by_its_name(mine):
+    assert data_folder("./mine") == Path("mine") and data_folder(str(mine)) == mine
+    with pytest.raises(WeightsError, match="no folder ./other"):
+        data_folder("./other")
+    with pytest.raises(ConfigError, match="no profile 'mine'.* as ./mine"):
+        load("mine")
+    with pytest.raises(ConfigError, match="hours are above 0"):
+        weights.run("./mine", hours=0)
