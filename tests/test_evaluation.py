@@ -77,6 +77,26 @@ def test_followed_counts_what_was_asked_and_nothing_else():
 
 
 # --- people and prompts -------------------------------------------------------------------------------------------
+def test_the_frechet_distance_is_that_of_normal_distributions():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(20_000, 3)) * [1, 2, 3]
+    assert metrics.frechet(a, a) == pytest.approx(0, abs=1e-6)
+    assert metrics.frechet(a, a + [3, 0, 4]) == pytest.approx(25, abs=1e-6)  # the means' squared distance
+    assert metrics.frechet(a, 2 * a) == pytest.approx(1 + 4 + 9, rel=0.03)  # that of the standard deviations
+    turned = a[:, ::-1]  # the same spread along other axes: not the same distribution
+    assert metrics.frechet(a, turned) == pytest.approx(2 * (3 - 1) ** 2, rel=0.03)
+
+
+def test_what_is_read_off_features_is_what_they_hold():
+    rng = np.random.default_rng(0)
+    hidden, unseen = rng.normal(size=(300, 5)), rng.normal(size=(50, 5))
+    mixed = rng.normal(size=(5, 40))
+    held = metrics.readable(hidden @ mixed + 3, hidden, unseen @ mixed + 3, weight=1e-6)
+    assert np.allclose(held, unseen, atol=0.01)
+    noise = metrics.readable(rng.normal(size=(300, 40)), hidden, rng.normal(size=(50, 40)))
+    assert abs(np.corrcoef(noise.ravel(), unseen.ravel())[0, 1]) < 0.2
+
+
 def test_the_shipped_prompts_ask_for_things_that_scenes_have():
     prompts = read_prompts(data_folder("tiny").parent / "prompts" / "identity.json")
     assert len(prompts) >= 8

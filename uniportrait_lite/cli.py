@@ -95,8 +95,8 @@ A profile of your own is a folder with two files, both optional:
 
 examples:
   {PROGRAM} weights --hours 8
-  {PROGRAM} weights --profile my_world
-  {PROGRAM} evaluate identity --profile my_world
+  {PROGRAM} weights --profile ./my_world
+  {PROGRAM} evaluate identity --profile ./my_world
 """
 
 _TRAIN = f"""\

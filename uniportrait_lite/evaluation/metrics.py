@@ -63,6 +63,30 @@ def interval(
     return float(low), float(high)
 
 
+def frechet(a: np.ndarray, b: np.ndarray) -> float:
+    """The Frechet distance of features (N,D) and (M,D), each taken as normally distributed (Heusel et al. 2017: FID).
+
+    0 for sets of the same mean and covariance. Small sets are far from each other by chance: compare with what two
+    sets of real pictures of the same size have.
+    """
+    means, covariances = [x.mean(0) for x in (a, b)], [np.cov(x, rowvar=False) for x in (a, b)]
+    values = np.linalg.eigvals(covariances[0] @ covariances[1]).real.clip(0)  # those of a product of such: not negative
+    trace = np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * np.sqrt(values).sum()
+    return float(((means[0] - means[1]) ** 2).sum() + trace)
+
+
+def readable(features: np.ndarray, wanted: np.ndarray, others: np.ndarray, weight: float = 0.1) -> np.ndarray:
+    """What ridge regression makes of `others` (M,D), having learned `wanted` (N,E) from `features` (N,D): (M,E).
+
+    How much of one network's embedding another's features hold. `weight` is that of the penalty, in mean squares.
+    """
+    mean, target = features.mean(0), wanted.mean(0)
+    centred, rest = features - mean, others - mean
+    products = centred @ centred.T
+    products[np.diag_indices_from(products)] += weight * np.trace(products) / len(products)
+    return rest @ centred.T @ np.linalg.solve(products, wanted - target) + target
+
+
 def followed(read: Sequence[Mapping[str, str]], asked: Sequence[Mapping[str, str]]) -> dict[str, float]:
     """The share of asked attributes that were read in the pictures: of all of them ("all"), then by attribute."""
     hits: dict[str, list[bool]] = {}

@@ -20,9 +20,10 @@ Measures, on people and scenes that no network was trained on:
   judge      how well it tells people apart, over all variations, by insightface: detector, alignment, embedding
   detector   in how many scenes of one to three people every face is found, and how far its landmarks are off
   vae        the judge's similarity of decoded pictures to another scene of the person, as a share of the real pair's
+  features   how much of the judge's embedding can be read off the ID features that pictures are made from
   text       prompts of full length, from all factors of a person and a scene: how many of these the reader finds in the
-             pictures made from them, beside how many it finds in real pictures of the same; and whether pictures of
-             two and three people show as many faces
+             pictures made from them, beside how many it finds in real pictures of the same; how alike these are to the
+             person described; their FID by the tiny CLIP; whether pictures of two and three show as many faces
 Writes stack.md, stack.json and contact sheets into --out, with the project's goal beside each figure. The exit code is
 1 where a part could not be measured.
 """

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm import tqdm
 
-from uniportrait_lite.backbone import verification
+from uniportrait_lite.backbone import IRResNet, verification
 from uniportrait_lite.checkpoints import CallDefaults
 from uniportrait_lite.evaluation import metrics
 from uniportrait_lite.evaluation.portraits import Wish, autoencoder, decoded, pipeline, without_identity
@@ -22,6 +23,7 @@ from uniportrait_lite.toyworld import Person, Scene, captions
 from uniportrait_lite.toyworld.factors import IDENTITY, SCENE
 from uniportrait_lite.toyworld.pretrain import detector
 from uniportrait_lite.toyworld.pretrain.reader import CHOICES, shows
+from uniportrait_lite.toyworld.pretrain.recognition import as_input, twice_resampled
 from uniportrait_lite.toyworld.splits import HELD_OUT
 from uniportrait_lite.toyworld.worlds import World
 
@@ -131,10 +133,36 @@ def decoding(lab: Lab) -> list[Figure]:
     return figures
 
 
+def features(lab: Lab) -> list[Figure]:
+    """How much of the judge's embedding of a person can be read, by ridge regression, off intrinsic ID features F_r.
+
+    The regression learns from pictures of some people, and is asked about a picture of each of others: what it says is
+    compared with another picture of the person. At least so much of who one is reaches the ID embedding.
+    """
+    backbone = IRResNet.from_pretrained(lab.folder / "recogniser")
+    people, known = lab.people(6500, lab.count(1500)), lab.count(1400)
+    scenes = [[lab.world.portrait(p, lab.scene_seed(n, 5, k)) for n, p in enumerate(people)] for k in range(2)]
+    found, judged = [], []
+    for drawn in scenes:
+        pictures, landmarks = _arrays(drawn)
+        faces = as_input(twice_resampled(pictures, landmarks))
+        with torch.no_grad():
+            found.append(np.concatenate([backbone.features(part)[-1].flatten(1).numpy() for part in faces.split(50)]))
+        judged.append(lab.witnesses.embed_at(pictures, landmarks))
+    learned = [np.concatenate([each[:known] for each in both]) for both in (found, judged)]
+    read = metrics.readable(*learned, found[0][known:])
+    read /= np.linalg.norm(read, axis=1, keepdims=True)
+    real = float((judged[0][known:] * judged[1][known:]).sum(1).mean())
+    reached = float((read * judged[1][known:]).sum(1).mean())
+    of = f"{len(people) - known} people; learned from {2 * known} pictures of {known} others; real pair {real:.3f}"
+    return [Figure("ID features: identity that can be read off them", reached / real, None, of)]
+
+
 def text(lab: Lab) -> list[Figure]:
     """Prompts that name what is to be seen on scenes of any kind, for portraits; then counts of faces in groups.
 
-    The reader errs, too: what it makes of the real pictures of the same prompts is what can be reached.
+    The reader errs, too: what it makes of the real pictures of the same prompts is what can be reached. Some of a
+    person can be told in words: how alike the pictures are to the person described says how well the model draws one.
     """
     pipe = pipeline(lab.folder / "sd")
     scenes = [lab.world.portrait(p, lab.scene_seed(n, 7)) for n, p in enumerate(lab.people(6000, lab.count(200)))]
@@ -149,6 +177,7 @@ def text(lab: Lab) -> list[Figure]:
         Figure("text: attributes followed", made["all"], "at least 0.9", of),
         Figure("text: the reader, on real pictures", real["all"], None, "of the same prompts"),
     ]
+    figures += _told(lab, scenes, images)
     for name in (name for name in CHOICES if name in made):
         count = sum(name in attributes for attributes in asked)
         figures.append(Figure(f"text: {name}", made[name], None, f"{count} prompts; in real pictures {real[name]:.3f}"))
@@ -160,6 +189,24 @@ def text(lab: Lab) -> list[Figure]:
     rows = list(zip([scene.image for scene in scenes], images, prompts, wrong, strict=True))
     save_picture(verdicts(rows[:24]), lab.out / "stack_text.png")
     return figures + _groups(lab, pipe)
+
+
+def _told(lab: Lab, scenes: Sequence[Scene], images: Sequence[Image.Image]) -> list[Figure]:
+    """How near pictures made from descriptions are to the real ones described: one by one, and all together."""
+    described = lab.witnesses.embed_at(*_arrays(scenes))
+    own, others = metrics.similarities(lab.witnesses.embeddings(images)[:, None], described)
+    more = [lab.world.portrait(scene.faces[0].person, lab.scene_seed(n, 6)).image for n, scene in enumerate(scenes)]
+    real, made, again = (lab.witnesses.clip_image(x) for x in ([s.image for s in scenes], images, more))
+    of, apart = f"{len(scenes)} pictures", metrics.frechet(again, real)
+    return [
+        Figure("text: like the person described", float(own.mean()), None, f"{of}; others {others.mean():.3f}"),
+        Figure(
+            "text: FID by the tiny CLIP",
+            metrics.frechet(again, made),
+            None,
+            f"{of} to real ones; real ones {apart:.3f}",
+        ),
+    ]
 
 
 def _groups(lab: Lab, pipe: DiffusionPipeline) -> list[Figure]:
@@ -218,5 +265,5 @@ def _arrays(scenes: Sequence[Scene]) -> tuple[np.ndarray, np.ndarray]:
 
 
 PARTS: dict[str, Callable[[Lab], list[Figure]]] = {
-    "judge": judge, "detector": detection, "vae": decoding, "text": text,
+    "judge": judge, "detector": detection, "vae": decoding, "features": features, "text": text,
 }  # fmt: skip

@@ -107,6 +107,12 @@ class Witnesses:
             found.append(F.cosine_similarity(out.image_embeds, out.text_embeds, dim=-1).numpy())
         return np.concatenate(found)
 
+    @torch.no_grad()
+    def clip_image(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """What the image tower of the tiny CLIP makes of pictures, (N,D), before the projection."""
+        pixels = clip_pixels([np.array(image.convert("RGB")) for image in images])
+        return np.concatenate([self._clip[0].vision_model(part).pooler_output.numpy() for part in pixels.split(BATCH)])
+
     def look(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Seen:
         """All that is to be seen on square pictures of one person each, made from prompts."""
         return Seen(self.embeddings(images), self.reader.read(images), self.clip_t(images, prompts))

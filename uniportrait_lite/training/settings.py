@@ -67,13 +67,13 @@ class StageConfig:
         None, "gets the final weights; none: the profile's uniportrait, RUN_FOLDER/weights for an ablation"
     )
     batch: int = setting(32, "portraits in a step, or as many pixels, for each process (paper: 128 in all)")
-    steps: int | None = setting(12_000, "length of the run in steps; with hours, whichever ends first")
+    steps: int | None = setting(8_000, "length of the run in steps; with hours, whichever ends first")
     hours: float | None = setting(None, "length of the run in hours")
     lr: float = setting(1e-3, "AdamW's rate, for LoRA, biases, norms and queries, or for all (paper: 1e-5)")
-    muon_lr: float | None = setting(0.01, "Muon's rate, for all other matrices")
+    muon_lr: float | None = setting(0.015, "Muon's rate, for all other matrices")
     weight_decay: float = setting(0.01, "of the matrices")
     warmup: int = setting(100, "steps over which the rates rise")
-    cooldown: float = setting(0.5, "last share of the run, over which they fall to 0")
+    cooldown: float = setting(0.6, "last share of the run, over which they fall to 0")
     ema: float | None = setting(0.998, "decay of the averaged weights, which are those exported; none: no average")
     precision: Literal["fp32", "bf16"] = setting("bf16", "bf16 is mixed precision: the trained weights stay float32")
     swap: float = setting(0.1, "probability that F_r comes from another picture of the same person (paper: 0.1)")
@@ -118,7 +118,7 @@ class SingleIDConfig(StageConfig):
     """The settings of a run of the single-ID stage."""
 
     start_from: str | None = setting(None, "weights to begin with in place of new ones: a folder")
-    portraits: int = setting(20_000, "how many drawn portraits to train on, of 4,000 people in turn")
+    portraits: int = setting(16_000, "how many drawn portraits to train on, of 4,000 people in turn")
     lora_rank: int = setting(16, "rank of the LoRA (paper: 128, on a wider U-Net)")
     intrinsic: Literal["spatial", "global"] = setting("spatial", "ablation: global takes the face's one vector for F_r")
     structure: bool = setting(True, "ablation: false leaves the structure branch out")
@@ -136,8 +136,10 @@ class SingleIDConfig(StageConfig):
 class MultiIDConfig(StageConfig):
     """The settings of a run of the multi-ID stage."""
 
+    steps: int | None = setting(3_000, "length of the run in steps; with hours, whichever ends first")
+    muon_lr: float | None = setting(0.01, "Muon's rate, for all other matrices")
     single_id: str | None = setting(None, "single-ID weights to build on: a folder; none: the profile's uniportrait")
-    groups: int = setting(4_000, "how many drawn pictures of two people to train on, and as many of three")
+    groups: int = setting(3_000, "how many drawn pictures of two people to train on, and as many of three")
     trios: float = setting(0.4, "share of steps with three people")
     route_weight: float = setting(LAMBDA, "lambda, of the routing regularization loss (paper: 0.1); ablation: 0")
     lora_rate: float = setting(0.1, "the LoRA's share of the learning rate (paper: 0.1)")

@@ -28,7 +28,7 @@ class CLIPRecipe:
     world: str = ""  # the file of another world than the toy world, see worlds.py
     scenes: int = 20_000
     batch: int = 96
-    steps: int | None = 3000
+    steps: int | None = 1000
     hours: float | None = None
     lr: float = 1e-3
     muon_lr: float | None = 0.02

@@ -35,7 +35,7 @@ class DetectorConfig:
     world: str = ""  # the file of another world than the toy world, see worlds.py
     scenes: int = 4000  # of one person, of two and of three, each
     batch: float = 8.0  # pictures of 256 x 256 a step, or as many more as they are smaller
-    steps: int | None = 3000
+    steps: int | None = 2400
     hours: float | None = None
     lr: float = 2e-3
     muon_lr: float | None = 0.02

@@ -30,7 +30,7 @@ class JudgeConfig:
     scenes: int = 30_000
     unseen: int = 3000
     batch: int = 96
-    steps: int | None = 3000
+    steps: int | None = 1200
     hours: float | None = None
     lr: float = 2e-3
     muon_lr: float | None = 0.04

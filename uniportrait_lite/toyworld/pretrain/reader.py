@@ -42,7 +42,7 @@ class ReaderConfig:
     unseen: int = 3000  # portraits of people outside all trainings, for the metrics
     unseen_trios: int = 1000
     batch: int = 96
-    steps: int | None = 3000
+    steps: int | None = 1000
     hours: float | None = None
     lr: float = 2e-3
     muon_lr: float | None = 0.04

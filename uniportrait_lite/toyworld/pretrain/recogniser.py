@@ -12,15 +12,15 @@ from uniportrait_lite.toyworld.pretrain.record import record
 
 @dataclass
 class RecogniserConfig:
-    """Ten scenes of each person; the margin rises from 0 over the first `margin_steps`."""
+    """Five scenes of each person; the margin rises from 0 over the first `margin_steps`."""
 
     out: str = "runs/recogniser"
     folder: str = "data/tiny/recogniser"
     world: str = ""  # the file of another world than the toy world, see worlds.py
-    scenes: int = 40_000
+    scenes: int = 20_000
     unseen: int = 3000  # portraits of 300 people outside all trainings, for the metrics
     batch: int = 96
-    steps: int | None = 3000
+    steps: int | None = 1500
     hours: float | None = None
     lr: float = 2e-3
     muon_lr: float | None = 0.04

@@ -39,17 +39,17 @@ class UNetRecipe:
     folder: str = "data/tiny/sd"
     start_from: str = ""  # a pipeline's folder, to go on from shipped weights where the run's folder is gone
     world: str = ""  # the file of another world than the toy world, see worlds.py
-    portraits: int = 40_000
-    groups: int = 6_000  # of two, and as many of three
-    group_share: float = 0.15  # of the steps: that many of two, that many of three people
+    portraits: int = 24_000
+    groups: int = 3_000  # of two, and as many of three
+    group_share: float = 0.2  # of the steps: that many of two, that many of three people
     batch: int = 32
-    steps: int | None = 20_000
+    steps: int | None = 16_000
     hours: float | None = None
     lr: float = 1e-3
     muon_lr: float | None = 0.02
     text_rate: float = 0.2  # times the learning rate: the text encoder learns on, slowly, from CLIP's
     ema: float = 0.998
-    cooldown: float = 0.5
+    cooldown: float = 0.7
     widths: tuple[int, ...] = (64, 128, 192)
     layers: int = 1
     head_width: int = 32
@@ -58,7 +58,7 @@ class UNetRecipe:
     feature_weight: float = 4.0  # of the loss around eyes, brows, nose and mouth, a tenth of it
     precision: str = "bf16"
     seed: int = 2
-    evaluate_every: int = 500
+    evaluate_every: int = 1500
 
 
 def build(config: UNetRecipe, latents: int, text_width: int):

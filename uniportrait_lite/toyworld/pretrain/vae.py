@@ -26,14 +26,14 @@ class VAEConfig:
     world: str = ""  # the file of another world than the toy world, see worlds.py
     scenes: int = 8000
     batch: int = 16
-    steps: int | None = 6000
+    steps: int | None = 4000
     hours: float | None = None
     lr: float = 8e-4
-    muon_lr: float | None = 0.03
+    muon_lr: float | None = 0.02
     ema: float = 0.998
     widths: tuple[int, ...] = (16, 48, 96, 160)
     latents: int = 8
-    cooldown: float = 0.6
+    cooldown: float = 0.7
     kl: float = 1e-5
     edges: float = 1.0  # weight of the difference of neighbouring pixels beside that of the pixels
     perceptual: float = 0.0  # weight of the difference of a face recogniser's feature maps
