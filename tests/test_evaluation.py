@@ -17,7 +17,8 @@ from uniportrait_lite.evaluation import identity as protocol
 from uniportrait_lite.evaluation.portraits import Wish, decoded, pipeline, settings, with_identities, without_identity
 from uniportrait_lite.evaluation.rows import Row, check_absent, draw, figures, find_rows, wishes
 from uniportrait_lite.evaluation.stack import stack_markdown
-from uniportrait_lite.evaluation.stack_parts import PEOPLE, Figure, spoken
+from uniportrait_lite.evaluation.stack_base import spoken
+from uniportrait_lite.evaluation.stack_parts import PEOPLE, Figure
 from uniportrait_lite.evaluation.subjects import UNSAID, Prompt, Subject, read_prompts, subjects
 from uniportrait_lite.evaluation.tables import contact_sheet, identity_markdown
 from uniportrait_lite.evaluation.witnesses import Seen, Witnesses

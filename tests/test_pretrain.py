@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.folders import data_folder
 from uniportrait_lite.toyworld import Person, portrait
 from uniportrait_lite.toyworld.pretrain import clip, data, run, unet, vae
@@ -29,7 +30,7 @@ def stack(tmp_path_factory):
         folder = root / "tiny"
         parts = {
             "vae": run("vae", out=str(root / "vae"), folder=str(folder / "sd" / "vae"), scenes=100, **small,
-                       widths=(8, 8, 16, 16)),
+                       widths=(8, 8, 16, 16), perceptual=0.0),
             "clip": run("clip", out=str(root / "clip"), folder=str(folder), scenes=100, **small, text_width=32,
                         text_layers=1, vision_width=32, vision_layers=1),
             "unet": run("unet", out=str(root / "unet"), folder=str(folder / "sd"), portraits=100, groups=100, **small,
@@ -120,11 +121,18 @@ def test_face_cells_are_those_whose_centre_is_in_a_box():
     assert np.array_equal(cells, expected)
 
 
-def test_timesteps_cover_the_schedule_and_prefer_its_middle():
-    t = unet.draw_timesteps(20_000, torch.Generator().manual_seed(0))
-    assert 0 <= t.min() and t.max() <= 999
-    counts = torch.histc(t.float(), 10, 0, 1000)
-    assert counts.min() > 200 and counts[4] > 4 * counts[9]
+def test_timesteps_cover_the_schedule_and_prefer_what_they_are_named_by():
+    counts = {}
+    for kind in ("fine", "uniform", "middle"):
+        t = unet.draw_timesteps(20_000, torch.Generator().manual_seed(0), kind)
+        assert 0 <= t.min() and t.max() <= 999
+        counts[kind] = torch.histc(t.float(), 10, 0, 1000)
+        assert counts[kind].min() > 200
+    assert counts["fine"][:2].sum() == pytest.approx(20_000 * 0.2 ** (2 / 3), rel=0.05)
+    assert counts["uniform"].max() < 1.15 * counts["uniform"].min()
+    assert counts["middle"][4] > 4 * counts["middle"][9]
+    with pytest.raises(ConfigError, match="fine, uniform or middle, not 'late'"):
+        unet.draw_timesteps(4, torch.Generator(), "late")
 
 
 def test_edges_tell_a_blurred_picture_from_a_sharp_one():

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 from uniportrait_lite.checkpoints import CallDefaults
 from uniportrait_lite.errors import ConfigError, WeightsError
 from uniportrait_lite.evaluation.portraits import settings
 from uniportrait_lite.evaluation.report import check_folder, markdown, write_json, write_text
-from uniportrait_lite.evaluation.stack_parts import PARTS, Figure, Lab
+from uniportrait_lite.evaluation.stack_base import noise, text
+from uniportrait_lite.evaluation.stack_parts import Figure, Lab, decoding, detection, features, judge
 from uniportrait_lite.evaluation.witnesses import Witnesses
 from uniportrait_lite.folders import data_folder
 from uniportrait_lite.toyworld.pretrain.record import hardware
@@ -21,6 +22,8 @@ Measures, on people and scenes that no network was trained on:
   detector   in how many scenes of one to three people every face is found, and how far its landmarks are off
   vae        the judge's similarity of decoded pictures to another scene of the person, as a share of the real pair's
   features   how much of the judge's embedding can be read off the ID features that pictures are made from
+  noise      in which part of denoising what is decided, and how well the base model does it: real portraits noised by
+             some share of the steps and drawn again from there, with all that a caption can say of them
   text       prompts of full length, from all factors of a person and a scene: how many of these the reader finds in the
              pictures made from them, beside how many it finds in real pictures of the same; how alike these are to the
              person described; their FID by the tiny CLIP; whether pictures of two and three show as many faces
@@ -33,6 +36,11 @@ examples:
   python -m uniportrait_lite evaluate stack --parts judge,detector
   python -m uniportrait_lite evaluate stack --quick                        a tenth of everything: a look, not a result
 """
+
+
+PARTS: dict[str, Callable[[Lab], list[Figure]]] = {
+    "judge": judge, "detector": detection, "vae": decoding, "features": features, "noise": noise, "text": text,
+}  # fmt: skip
 
 
 def evaluate(lab: Lab, parts: Sequence[str]) -> tuple[list[Figure], dict[str, str]]:

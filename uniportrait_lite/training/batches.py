@@ -38,10 +38,7 @@ class Batches:
         if self.sentences and float(torch.rand(1, generator=generator)) < self.sentences:
             parts["said"] = (torch.rand(drawn["face"].shape, generator=generator) < 0.5) & ~silent[:, None]
             parts["sentences"] = self.data.sentences(drawn)
-        if config.timesteps == "middle":
-            timesteps = draw_timesteps(size, generator, self.timesteps)
-        else:
-            timesteps = torch.randint(self.timesteps, (size,), generator=generator)
+        timesteps = draw_timesteps(size, generator, config.timesteps, self.timesteps)
         noise = torch.randn(parts["latents"].shape, generator=generator)
         active = torch.rand(size, generator=generator) >= config.no_face
         if "said" in parts:

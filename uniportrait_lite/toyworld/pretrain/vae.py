@@ -36,7 +36,7 @@ class VAEConfig:
     cooldown: float = 0.7
     kl: float = 1e-5
     edges: float = 1.0  # weight of the difference of neighbouring pixels beside that of the pixels
-    perceptual: float = 0.0  # weight of the difference of a face recogniser's feature maps
+    perceptual: float = 0.15  # weight of the difference of a face recogniser's feature maps
     recogniser: str = "data/tiny/recogniser"  # that recogniser; the judge, which scores, is another
     precision: str = "bf16"
     seed: int = 0
