@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.folders import data_folder
 from uniportrait_lite.toyworld import Person, portrait
-from uniportrait_lite.toyworld.pretrain import clip, data, run, unet, vae
+from uniportrait_lite.toyworld.pretrain import clip, data, noisy, run, vae
 from uniportrait_lite.toyworld.pretrain.latents import encoder_digest, load_latents
 
 
@@ -114,7 +114,7 @@ def test_latents_hang_on_the_encoder_and_outlive_its_decoder(stack, tmp_path):
 
 
 def test_face_cells_are_those_whose_centre_is_in_a_box():
-    cells = unet.face_cells(np.array([[[16.0, 32, 48, 64], [80, 0, 96, 8]]]), width=16)
+    cells = noisy.face_cells(np.array([[[16.0, 32, 48, 64], [80, 0, 96, 8]]]), width=16)
     expected = np.zeros((1, 16, 16), np.float32)
     expected[0, 4:8, 2:6] = 1
     expected[0, 0, 10:12] = 1
@@ -124,7 +124,7 @@ def test_face_cells_are_those_whose_centre_is_in_a_box():
 def test_timesteps_cover_the_schedule_and_prefer_what_they_are_named_by():
     counts = {}
     for kind in ("fine", "uniform", "middle"):
-        t = unet.draw_timesteps(20_000, torch.Generator().manual_seed(0), kind)
+        t = noisy.draw_timesteps(20_000, torch.Generator().manual_seed(0), kind)
         assert 0 <= t.min() and t.max() <= 999
         counts[kind] = torch.histc(t.float(), 10, 0, 1000)
         assert counts[kind].min() > 200
@@ -132,7 +132,7 @@ def test_timesteps_cover_the_schedule_and_prefer_what_they_are_named_by():
     assert counts["uniform"].max() < 1.15 * counts["uniform"].min()
     assert counts["middle"][4] > 4 * counts["middle"][9]
     with pytest.raises(ConfigError, match="fine, uniform or middle, not 'late'"):
-        unet.draw_timesteps(4, torch.Generator(), "late")
+        noisy.draw_timesteps(4, torch.Generator(), "late")
 
 
 def test_edges_tell_a_blurred_picture_from_a_sharp_one():

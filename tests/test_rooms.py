@@ -10,7 +10,7 @@ import uniportrait_lite
 PACKAGE = Path(uniportrait_lite.__file__).parent
 
 # In order: each may import those before it.
-LEAVES = ("errors", "checks", "folders", "muon", "pictures", "quiet", "speed", "loop")
+LEAVES = ("errors", "checks", "folders", "muon", "pictures", "quiet", "speed", "loop", "controls")
 METHOD = (
     "backbone",
     "id_embedding",

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
+from diffusers import ControlNetModel
 
 from uniportrait_lite import cli, load, weights
 from uniportrait_lite.errors import ConfigError, WeightsError
@@ -24,6 +25,8 @@ judge: {steps: 2, scenes: 40, unseen: 40, batch: 8}
 reader: {steps: 2, portraits: 40, groups: 40, unseen: 40, unseen_trios: 40, batch: 8}
 detector: {steps: 2, scenes: 40, batch: 1, evaluated: 2}
 unet: {steps: 2, portraits: 40, groups: 40, batch: 4, widths: [16, 32], head_width: 8}
+pose: {steps: 2, portraits: 40, groups: 40, batch: 2, embedding: [4, 4, 8, 8]}
+edges: {steps: 2, portraits: 40, groups: 40, batch: 2, embedding: [4, 4, 8, 8]}
 single_id: {steps: 2, portraits: 40, batch: 4, lora_rank: 2}
 multi_id: {steps: 2, groups: 40, batch: 4}
 """
@@ -61,6 +64,7 @@ def test_one_command_trains_a_world_of_ones_own_from_nothing(mine, capsys):
     }
     up = load("./mine", device="cpu")
     assert up.unet.config.block_out_channels == [16, 32] and up.pipe.vae.config.latent_channels == 4
+    ControlNetModel.from_pretrained(mine / "controlnet" / "pose")
     drawn = world(world_file(mine)).reference(Person.random(5), 3)
     crop = drawn.image.crop((32, 32, 96, 96)).resize((224, 224))
     image = up("a man", [up.identity_of_crops([crop])], seed=0, steps=2).images[0]
@@ -75,7 +79,7 @@ def test_one_command_trains_a_world_of_ones_own_from_nothing(mine, capsys):
 def test_hours_are_shared_out_among_the_parts(mine):
     parts = weights.plan("./mine", hours=10)
     assert list(parts) == list(weights.SHARES) and sum(weights.SHARES.values()) == pytest.approx(1)
-    assert parts["unet"].keywords == {"steps": None, "hours": pytest.approx(4.8)}
+    assert parts["unet"].keywords == {"steps": None, "hours": pytest.approx(4.2)}
     (single,) = parts["single_id"].args
     assert single.steps is None and single.hours == pytest.approx(1.4) and single.portraits == 40
     assert weights.plan("./mine", None)["unet"].keywords == {}

@@ -13,7 +13,7 @@ from uniportrait_lite import __version__
 from uniportrait_lite.errors import UniPortraitError
 
 PROGRAM = "python -m uniportrait_lite"
-RECIPES = ("recogniser", "vae", "clip", "judge", "reader", "detector", "unet", "all")
+RECIPES = ("recogniser", "vae", "clip", "judge", "reader", "detector", "unet", "pose", "edges", "all")
 
 _EPILOG = f"""\
 examples:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uniportrait_lite.toyworld.pretrain.unet import draw_timesteps
+from uniportrait_lite.toyworld.pretrain.noisy import draw_timesteps
 from uniportrait_lite.training.data import Batch, SceneData, tokenize
 from uniportrait_lite.training.settings import MultiIDConfig, StageConfig
 

@@ -5,7 +5,8 @@ import os
 
 from uniportrait_lite.errors import ConfigError
 
-NAMES = ("recogniser", "vae", "clip", "judge", "reader", "detector", "unet")  # in the order they need each other
+# In the order in which they need each other.
+NAMES = ("recogniser", "vae", "clip", "judge", "reader", "detector", "unet", "pose", "edges")
 
 
 def run(name: str, profile: str = "tiny", **overrides) -> dict:

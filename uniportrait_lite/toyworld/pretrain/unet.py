@@ -9,16 +9,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
-from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.loop import LoopConfig, train
 from uniportrait_lite.speed import fast_attention
-from uniportrait_lite.toyworld.pretrain.clip import tokenise
-from uniportrait_lite.toyworld.pretrain.data import load_scenes
-from uniportrait_lite.toyworld.pretrain.latents import load_latents
+from uniportrait_lite.toyworld.pretrain.noisy import NoisyScenes
 from uniportrait_lite.toyworld.pretrain.record import depends, record, save_half
 
 PROMPTS = (
@@ -100,40 +96,6 @@ def scheduler():
     )
 
 
-def draw_timesteps(count: int, generator: torch.Generator, kind: str = "fine", steps: int = 1000) -> torch.Tensor:
-    """Timesteps (count,) of some kind.
-
-    fine: a third of them in the last fifth of denoising, where the small things of a face are decided, the colour of
-    its eyes and what its mouth does; uniform: as is usual; middle: most in the middle, an eighth anywhere.
-    """
-    if kind in ("fine", "uniform"):
-        chosen = torch.rand(count, generator=generator) ** (1.5 if kind == "fine" else 1)
-        return (chosen * steps).long().clamp(0, steps - 1)
-    if kind != "middle":
-        raise ConfigError(f"timesteps are fine, uniform or middle, not {kind!r}")
-    middle = torch.sigmoid(torch.randn(count, generator=generator) - 0.2)
-    anywhere = torch.rand(count, generator=generator)
-    chosen = torch.where(torch.rand(count, generator=generator) < 0.125, anywhere, middle)
-    return (chosen * steps).long().clamp(0, steps - 1)
-
-
-def face_cells(boxes: np.ndarray, width: int, height: int = 16) -> np.ndarray:
-    """1 where the centre of a latent is inside a face: boxes (B,n,4) in pixels -> float32 (B,height,width)."""
-    x, y = (np.arange(width) + 0.5) * 8, (np.arange(height) + 0.5) * 8
-    across = (x >= boxes[..., 0, None]) & (x <= boxes[..., 2, None])
-    down = (y >= boxes[..., 1, None]) & (y <= boxes[..., 3, None])
-    return (down[..., :, None] & across[..., None, :]).any(1).astype(np.float32)
-
-
-def feature_boxes(landmarks: np.ndarray) -> np.ndarray:
-    """Boxes around brows, eyes, nose and mouth: landmarks (B,n,5,2) in pixels -> (B,n,4)."""
-    eyes, mouth = landmarks[..., :2, :], landmarks[..., 3:, :]
-    apart = np.linalg.norm(eyes[..., 1, :] - eyes[..., 0, :], axis=-1)
-    left, right = landmarks[..., 0].min(-1) - 0.4 * apart, landmarks[..., 0].max(-1) + 0.4 * apart
-    top, bottom = eyes[..., 1].min(-1) - 0.7 * apart, mouth[..., 1].max(-1) + 0.5 * apart
-    return np.stack([left, top, right, bottom], axis=-1)
-
-
 class Denoise(nn.Module):
     """Noisy latents, timesteps and token ids -> the U-Net's prediction.
 
@@ -161,10 +123,8 @@ def run(**overrides) -> dict:
     start = Path(config.start_from) if config.start_from else None
     text_from = start / "text_encoder" if start else folder.parent / "clip"
     text_encoder = CLIPTextModel.from_pretrained(text_from, dtype=torch.float32)
-    counts = {"portraits": config.portraits, "pairs": config.groups, "trios": config.groups}
-    sets = [load_scenes(name, count, config.world) for name, count in counts.items()]
-    latents = [load_latents(s, folder / "vae") for s in sets]
-    unet = build(config, latents[0].shape[1], text_encoder.config.hidden_size)
+    scenes = NoisyScenes(config, folder, tokenizer)
+    unet = build(config, scenes.latents[0].shape[1], text_encoder.config.hidden_size)
     if start:
         unet = type(unet).from_pretrained(start / "unet", torch_dtype=torch.float32)
     model = Denoise(unet, text_encoder)
@@ -172,35 +132,13 @@ def run(**overrides) -> dict:
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def batch(step, generator):
-        draw = float(torch.rand(1, generator=generator))
-        kind = 2 if draw < config.group_share else 1 if draw < 2 * config.group_share else 0
-        count = max(1, config.batch * 16 // latents[kind].shape[-1])
-        indices = torch.randint(len(latents[kind]), (count,), generator=generator).numpy()
-        clean = torch.from_numpy(latents[kind][indices]).float()
-        seeds = torch.randint(2**31, (count,), generator=generator).tolist()
-        kinds = torch.rand(count, generator=generator).tolist()
-        texts = [caption(sets[kind], i, *draw) for i, *draw in zip(indices, seeds, kinds, strict=True)]
-        noise = torch.randn(clean.shape, generator=generator)
-        timesteps = draw_timesteps(count, generator, config.timesteps)
-        inside = torch.from_numpy(face_cells(sets[kind].boxes[indices], clean.shape[-1]))
-        features = torch.from_numpy(face_cells(feature_boxes(sets[kind].landmarks[indices]), clean.shape[-1]))
-        return [x.to(device) for x in (clean, noise, timesteps, tokenise(tokenizer, texts), inside, features)]
-
-    def caption(scenes, index, seed, kind):
-        """Half of them full ones: the more a caption says of a face, the more it teaches to draw faces."""
-        if kind < config.no_caption:
-            return ""
-        return scenes.caption(index, seed, "full" if kind > 0.5 else "scene" if kind > 0.15 else "short")
+        return [x.to(device) for x in scenes(*scenes.draw(generator), generator)]
 
     def loss(module, data):
-        clean, noise, timesteps, tokens, inside, features = data
+        clean, noise, timesteps, tokens = data[:4]
         with fast_attention():
             predicted = module(noise_schedule.add_noise(clean, noise, timesteps), timesteps, tokens)
-        error = (predicted - noise_schedule.get_velocity(clean, noise, timesteps)).square().mean(1)
-        weight = 1 + (config.face_weight - 1) * inside
-        weight = torch.where(features > 0, config.feature_weight, weight)
-        means = {"loss": weight, "face": inside, "features": features}
-        return {name: (error * where).sum() / where.sum() for name, where in means.items()}
+        return scenes.loss(noise_schedule, predicted, data)
 
     def look(module, step):
         images = sample(pipeline(module.unet, folder, module.text_encoder), list(PROMPTS), seed=0)

@@ -1,0 +1,117 @@
+"""The tiny ControlNets (Zhang et al. 2023): the frozen U-Net is shown where faces are, or where edges are.
+
+A ControlNet is a copy of the U-Net's way down, which reads a condition image beside the noise and adds what it makes of
+it to the U-Net's way up, through convolutions that begin at zero. Identities are no part of this training.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from uniportrait_lite.loop import LoopConfig, train
+from uniportrait_lite.speed import fast_attention
+from uniportrait_lite.toyworld.pretrain.noisy import NoisyScenes
+from uniportrait_lite.toyworld.pretrain.record import depends, record, save_half
+from uniportrait_lite.toyworld.pretrain.unet import scheduler
+
+FROZEN = ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
+
+
+@dataclass
+class ControlNetRecipe:
+    """No caption in half of the samples: a picture then hangs on its condition alone."""
+
+    out: str
+    folder: str
+    pipeline: str = "data/tiny/sd"
+    start_from: str = ""  # a ControlNet's folder, to go on from shipped weights
+    world: str = ""  # the file of another world than the toy world, see worlds.py
+    portraits: int = 16_000
+    groups: int = 3_000  # of two, and as many of three
+    group_share: float = 0.2
+    batch: int = 32
+    steps: int | None = 3_000
+    hours: float | None = None
+    lr: float = 1e-3
+    muon_lr: float | None = 0.01
+    ema: float = 0.998
+    cooldown: float = 0.6
+    embedding: tuple[int, ...] = (16, 16, 32, 64)  # widths of the condition's way down to the latents' size
+    timesteps: str = "uniform"
+    no_caption: float = 0.5
+    face_weight: float = 1.0
+    feature_weight: float = 1.0
+    precision: str = "bf16"
+    seed: int = 0
+
+
+class Controlled(nn.Module):
+    """Noisy latents, timesteps, token ids, condition images -> what the frozen U-Net predicts with its ControlNet."""
+
+    def __init__(self, controlnet, unet, text_encoder):
+        super().__init__()
+        self.controlnet, self.unet, self.text_encoder = controlnet, unet, text_encoder
+        unet.requires_grad_(False)
+        text_encoder.requires_grad_(False)
+
+    def forward(self, noisy, timesteps, tokens, condition):
+        with torch.no_grad():
+            text = self.text_encoder(tokens).last_hidden_state
+        down, middle = self.controlnet(noisy, timesteps, text, condition, return_dict=False)
+        return self.unet(
+            noisy, timesteps, text, down_block_additional_residuals=down, mid_block_additional_residual=middle
+        ).sample.float()
+
+
+def fit(name: str, config: ControlNetRecipe, hint: Callable[[np.ndarray, np.ndarray], Image.Image]) -> dict:
+    """Trains, writes `config.folder` as `ControlNetModel.from_pretrained` reads it, returns the metrics.
+
+    `hint` makes the condition image of a scene's picture, uint8 (H,W,3), with its people's landmarks (n,5,2). Started
+    again, goes on from the last checkpoint in `config.out`.
+    """
+    from diffusers import ControlNetModel, UNet2DConditionModel
+    from transformers import AutoTokenizer, CLIPTextModel
+
+    sd = Path(config.pipeline)
+    unet = UNet2DConditionModel.from_pretrained(sd / "unet", torch_dtype=torch.float32)
+    text_encoder = CLIPTextModel.from_pretrained(sd / "text_encoder", dtype=torch.float32)
+    scenes = NoisyScenes(config, sd, AutoTokenizer.from_pretrained(sd / "tokenizer"))
+    torch.manual_seed(config.seed)
+    if config.start_from:
+        controlnet = ControlNetModel.from_pretrained(config.start_from, torch_dtype=torch.float32)
+    else:
+        controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=config.embedding)
+    model, noise_schedule = Controlled(controlnet, unet, text_encoder), scheduler()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def batch(step, generator):
+        kind, indices = scenes.draw(generator)
+        shown = scenes.sets[kind]
+        images = zip(shown.images(indices), shown.landmarks[indices], strict=True)
+        hints = np.stack([np.asarray(hint(pixels, landmarks)) for pixels, landmarks in images])
+        parts = [*scenes(kind, indices, generator), torch.from_numpy(hints).permute(0, 3, 1, 2).float() / 255]
+        return [x.to(device) for x in parts]
+
+    def loss(module, data):
+        clean, noise, timesteps, tokens, *_, hints = data
+        with fast_attention():
+            predicted = module(noise_schedule.add_noise(clean, noise, timesteps), timesteps, tokens, hints)
+        return scenes.loss(noise_schedule, predicted, data[:-1])
+
+    loop = LoopConfig(
+        out=config.out, steps=config.steps, hours=config.hours, lr=config.lr, muon_lr=config.muon_lr, ema=config.ema,
+        precision=config.precision, seed=config.seed, cooldown=config.cooldown,
+    )  # fmt: skip
+    history = train(
+        loop, model, batch, loss,
+        no_muon=lambda name: any(part in name for part in ("conv_in", "time_emb", "controlnet_", "conv_out")),
+        depends_on=depends(config, *(sd / part for part in FROZEN)),
+    )  # fmt: skip
+    save_half(model.controlnet, config.folder)
+    metrics = {"parameters": sum(p.numel() for p in model.controlnet.parameters())}
+    return record(config.folder, name, config, history, metrics)

@@ -1,0 +1,94 @@
+"""Noised latents of scenes of one to three people, with captions: what text-to-image networks are trained on."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from uniportrait_lite.errors import ConfigError
+from uniportrait_lite.toyworld.pretrain.clip import tokenise
+from uniportrait_lite.toyworld.pretrain.data import load_scenes
+from uniportrait_lite.toyworld.pretrain.latents import load_latents
+
+
+class NoisyScenes:
+    """Batches of a recipe, `config`: its numbers of scenes, their shares, captions, timesteps and weights in the loss.
+
+    `folder` is that of the pipeline whose autoencoder and tokenizer are used.
+    """
+
+    def __init__(self, config, folder: Path, tokenizer):
+        self.config, self.tokenizer = config, tokenizer
+        counts = {"portraits": config.portraits, "pairs": config.groups, "trios": config.groups}
+        self.sets = [load_scenes(name, count, config.world) for name, count in counts.items()]
+        self.latents = [load_latents(s, folder / "vae") for s in self.sets]
+
+    def draw(self, generator: torch.Generator) -> tuple[int, np.ndarray]:
+        """Which set a batch is of, and which of its scenes (B,): fewer of wider ones, for steps that cost the same."""
+        share, draw = self.config.group_share, float(torch.rand(1, generator=generator))
+        kind = 2 if draw < share else 1 if draw < 2 * share else 0
+        count = max(1, self.config.batch * 16 // self.latents[kind].shape[-1])
+        return kind, torch.randint(len(self.latents[kind]), (count,), generator=generator).numpy()
+
+    def __call__(self, kind: int, indices: np.ndarray, generator: torch.Generator) -> list[Tensor]:
+        """Clean latents and noise (B,c,h,w), timesteps (B,), token ids (B,48), face and feature cells (B,h,w)."""
+        scenes, count = self.sets[kind], len(indices)
+        clean = torch.from_numpy(self.latents[kind][indices]).float()
+        seeds = torch.randint(2**31, (count,), generator=generator).tolist()
+        kinds = torch.rand(count, generator=generator).tolist()
+        texts = [self._caption(scenes, i, *draw) for i, *draw in zip(indices, seeds, kinds, strict=True)]
+        noise = torch.randn(clean.shape, generator=generator)
+        timesteps = draw_timesteps(count, generator, self.config.timesteps)
+        faces = torch.from_numpy(face_cells(scenes.boxes[indices], clean.shape[-1]))
+        features = torch.from_numpy(face_cells(feature_boxes(scenes.landmarks[indices]), clean.shape[-1]))
+        return [clean, noise, timesteps, tokenise(self.tokenizer, texts), faces, features]
+
+    def _caption(self, scenes, index: int, seed: int, kind: float) -> str:
+        """Half of them full ones: the more a caption says of a face, the more it teaches to draw faces."""
+        if kind < self.config.no_caption:
+            return ""
+        return scenes.caption(index, seed, "full" if kind > 0.5 else "scene" if kind > 0.15 else "short")
+
+    def loss(self, schedule, predicted: Tensor, batch: list[Tensor]) -> dict[str, Tensor]:
+        """The weighted error of v-prediction, and its means inside the faces and around their features."""
+        clean, noise, timesteps, _, faces, features = batch
+        error = (predicted - schedule.get_velocity(clean, noise, timesteps)).square().mean(1)
+        weight = 1 + (self.config.face_weight - 1) * faces
+        weight = torch.where(features > 0, self.config.feature_weight, weight)
+        means = {"loss": weight, "face": faces, "features": features}
+        return {name: (error * where).sum() / where.sum() for name, where in means.items()}
+
+
+def draw_timesteps(count: int, generator: torch.Generator, kind: str = "fine", steps: int = 1000) -> Tensor:
+    """Timesteps (count,) of some kind.
+
+    fine: a third of them in the last fifth of denoising, where the small things of a face are decided, the colour of
+    its eyes and what its mouth does; uniform: as is usual; middle: most in the middle, an eighth anywhere.
+    """
+    if kind in ("fine", "uniform"):
+        chosen = torch.rand(count, generator=generator) ** (1.5 if kind == "fine" else 1)
+        return (chosen * steps).long().clamp(0, steps - 1)
+    if kind != "middle":
+        raise ConfigError(f"timesteps are fine, uniform or middle, not {kind!r}")
+    middle = torch.sigmoid(torch.randn(count, generator=generator) - 0.2)
+    anywhere = torch.rand(count, generator=generator)
+    chosen = torch.where(torch.rand(count, generator=generator) < 0.125, anywhere, middle)
+    return (chosen * steps).long().clamp(0, steps - 1)
+
+
+def face_cells(boxes: np.ndarray, width: int, height: int = 16) -> np.ndarray:
+    """1 where the centre of a latent is inside a face: boxes (B,n,4) in pixels -> float32 (B,height,width)."""
+    x, y = (np.arange(width) + 0.5) * 8, (np.arange(height) + 0.5) * 8
+    across = (x >= boxes[..., 0, None]) & (x <= boxes[..., 2, None])
+    down = (y >= boxes[..., 1, None]) & (y <= boxes[..., 3, None])
+    return (down[..., :, None] & across[..., None, :]).any(1).astype(np.float32)
+
+
+def feature_boxes(landmarks: np.ndarray) -> np.ndarray:
+    """Boxes around brows, eyes, nose and mouth: landmarks (B,n,5,2) in pixels -> (B,n,4)."""
+    eyes, mouth = landmarks[..., :2, :], landmarks[..., 3:, :]
+    apart = np.linalg.norm(eyes[..., 1, :] - eyes[..., 0, :], axis=-1)
+    left, right = landmarks[..., 0].min(-1) - 0.4 * apart, landmarks[..., 0].max(-1) + 0.4 * apart
+    top, bottom = eyes[..., 1].min(-1) - 0.7 * apart, mouth[..., 1].max(-1) + 0.5 * apart
+    return np.stack([left, top, right, bottom], axis=-1)
