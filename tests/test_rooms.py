@@ -31,6 +31,7 @@ MAY_IMPORT = {
     **{room: set(LEAVES[:k]) for k, room in enumerate(LEAVES)},
     **{room: {*LEAVES, *METHOD[:k]} for k, room in enumerate(METHOD)},
     "toyworld": {*LEAVES, "backbone"},  # its recogniser's recipe trains the backbone
+    "compose": {*LEAVES, *METHOD},
     "evaluation": {*LEAVES, *METHOD, "toyworld", "__init__"},  # __init__: the public names, as users have them
     "training": {*LEAVES, *METHOD, "toyworld", "evaluation"},
     "learn": {*LEAVES, *METHOD, "toyworld"},

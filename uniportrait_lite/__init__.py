@@ -21,7 +21,7 @@ _HOME = {
     "ConfigError": "errors",
 }
 _ROOMS = (
-    "adapter", "attention", "backbone", "checkpoints", "errors", "evaluation", "faces", "features", "id_embedding",
+    "adapter", "attention", "backbone", "checkpoints", "compose", "controls", "errors", "evaluation", "faces", "features", "id_embedding",
     "id_routing", "learn", "loop", "pictures", "profiles", "toyworld", "training",
 )  # fmt: skip
 

@@ -1,0 +1,138 @@
+"""Condition images, and people in existing pictures."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import uniportrait_lite as upl
+from uniportrait_lite import compose, controls
+from uniportrait_lite.errors import ConfigError, NoFaceError, PictureError
+from uniportrait_lite.evaluation import face_similarity
+from uniportrait_lite.folders import data_folder
+from uniportrait_lite.toyworld import Person, group, portrait
+from uniportrait_lite.toyworld.splits import HELD_OUT
+
+FACES = data_folder().parent / "faces"
+
+
+@pytest.fixture(scope="module")
+def up():
+    return upl.load("tiny", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def cleo() -> Image.Image:
+    return Image.open(FACES / "cleo.png").convert("RGB").resize((128, 128))
+
+
+# --- condition images -----------------------------------------------------------------------------------------------
+def test_a_figure_is_where_the_landmarks_are_and_another_limb_has_another_colour():
+    points = np.float32([[40, 40], [80, 40], [60, 60], [48, 80], [72, 80]])
+    pixels = np.asarray(controls.pose([points], (128, 96)))
+    assert pixels.shape == (96, 128, 3)
+    assert all((pixels[int(y), int(x)] == 255).all() for x, y in points)
+    rows, columns = np.nonzero(pixels.any(-1))
+    assert rows.min() >= 34 and rows.max() <= 86 and columns.min() >= 34 and columns.max() <= 86
+    assert len({tuple(pixels[y, x]) for y, x in ((40, 60), (50, 50), (80, 60))}) == 3
+    moved = np.asarray(controls.pose([points + [20, 0]], (128, 96)))
+    assert np.array_equal(moved[:, 20:], pixels[:, :-20])
+    assert not np.asarray(controls.pose([], (64, 64))).any()
+
+
+def test_every_person_of_a_scene_gets_a_figure_of_their_own():
+    scene = group([Person.random(HELD_OUT[n]) for n in range(3)], seed=2)
+    figures = np.asarray(controls.pose([face.landmarks for face in scene.faces], scene.image.size))
+    for face in scene.faces:
+        left, _, right, _ = map(int, face.box)
+        assert figures[:, left:right].any()
+    gaps = [int((a.box[2] + b.box[0]) / 2) for a, b in zip(scene.faces, scene.faces[1:], strict=False)]
+    assert not figures[:, gaps].any()
+
+
+def test_the_figures_found_in_a_picture_are_those_of_its_truth():
+    scene = portrait(Person.random(HELD_OUT[3]), seed=5, style="photo", glasses="none")
+    found, true = (np.asarray(x).any(-1) for x in (
+        compose.pose_of(scene.image), compose.pose([scene.faces[0].landmarks], scene.image.size)
+    ))  # fmt: skip
+    assert (found & true).sum() > 0.4 * (found | true).sum()
+    with pytest.raises(NoFaceError, match="landmarks to controls.pose"):
+        compose.pose_of(Image.new("RGB", (128, 128), "grey"))
+
+
+def test_edges_are_where_a_picture_changes():
+    picture = Image.new("RGB", (64, 64), "black")
+    picture.paste("white", (32, 0, 64, 64))
+    found = np.asarray(compose.edges_of(picture.convert("L")))  # any mode
+    assert found.shape == (64, 64, 3) and set(np.unique(found)) == {0, 255}
+    assert found[:, 29:35].any(axis=(1, 2)).all() and not found[:, :28].any() and not found[:, 36:].any()
+
+
+@pytest.mark.parametrize(
+    ("draw", "says"),
+    [
+        (lambda: controls.pose([np.zeros((4, 2))], (64, 64)), r"person 0: landmarks are five points .*\(4, 2\)"),
+        (lambda: controls.pose([np.full((5, 2), np.nan)], (64, 64)), "five points"),
+        (lambda: controls.edges(Image.new("RGB", (8, 8)), 200, 100), "thresholds"),
+    ],
+)
+def test_what_no_condition_can_be_made_of_is_said(draw, says):
+    with pytest.raises(ConfigError, match=says):
+        draw()
+
+
+# --- into existing pictures -----------------------------------------------------------------------------------------
+def test_a_face_is_swapped_and_nothing_else_changes(up, cleo):
+    mask = compose.face_mask(cleo)
+    ann = up.identity(FACES / "ann.png")
+    out = compose.inpaint(up, "a photo of a woman", cleo, mask, ann, seed=0)
+    before, after, inside = (np.asarray(x) for x in (cleo, out, mask))
+    assert np.array_equal(before[inside == 0], after[inside == 0])
+    assert np.abs(before[inside > 0].astype(int) - after[inside > 0]).mean() > 15
+    assert face_similarity(out, FACES / "ann.png") > face_similarity(out, FACES / "cleo.png") + 0.1
+    assert np.array_equal(after, np.asarray(compose.inpaint(up, "a photo of a woman", cleo, mask, ann, seed=0)))
+
+
+def test_clothes_change_and_the_face_stays(up, cleo):
+    mask = compose.clothes_mask(cleo)
+    out = compose.inpaint(up, "a photo of a woman wearing a blue hoodie", cleo, mask, up.identity(FACES / "cleo.png"))
+    assert face_similarity(out, cleo) > 0.98
+    before, after = (np.asarray(image)[110:, 48:80].mean(axis=(0, 1)) for image in (cleo, out))
+    assert before[0] > before[2] and after[2] > after[0] + 20  # pink, then blue
+
+
+def test_masks_of_every_kind_and_pictures_of_any_size_are_taken(up, cleo):
+    odd = cleo.resize((150, 131))
+    half = np.zeros((131, 150), bool)
+    half[:, 75:] = True
+    outs = [compose.inpaint(up, "the beach", odd, mask, seed=3, steps=2) for mask in (half, half * 255, half * 1.0)]
+    outs.append(compose.inpaint(up, "the beach", odd, Image.fromarray(np.uint8(255 * half)), seed=3, steps=2))
+    assert all(out.size == (150, 131) for out in outs)
+    assert all(np.array_equal(np.asarray(out), np.asarray(outs[0])) for out in outs[1:])
+    assert np.array_equal(np.asarray(outs[0])[:, :75], np.asarray(odd)[:, :75])
+
+
+def test_the_mask_of_a_head_covers_its_box_and_that_of_clothes_lies_below(cleo):
+    scene = portrait(Person.random(HELD_OUT[3]), seed=5, style="photo", glasses="none", hat="none")
+    left, top, right, bottom = scene.faces[0].box
+    head, clothes = (np.asarray(mask(scene.image)) for mask in (compose.face_mask, compose.clothes_mask))
+    assert head[int(top) + 2 : int(bottom) - 2, int((left + right) / 2)].all() and head.mean() < 0.6 * 255
+    assert not clothes[: int(bottom) - 4].any() and clothes[-1, int((left + right) / 2)] == 255
+    with pytest.raises(NoFaceError):
+        compose.face_mask(Image.new("RGB", (64, 64)))
+
+
+@pytest.mark.parametrize(
+    ("mask", "given", "says"),
+    [
+        (np.zeros((128, 128)), {}, "the mask is empty"),
+        (np.ones((64, 64)), {}, r"the mask is \(64, 64\), the picture \(128, 128\)"),
+        (np.ones((128, 128)), {"strength": 0.01}, "leaves none of 20 steps"),
+        (np.ones((128, 128)), {"strength": 2}, "strength"),
+        ([1, 2, 3], {}, "they are of one shape"),
+    ],
+)
+def test_masks_and_settings_that_cannot_be_are_said(up, cleo, mask, given, says):
+    with pytest.raises(ConfigError, match=says):
+        compose.inpaint(up, "a woman", cleo, mask, **given)
+    with pytest.raises(PictureError):
+        compose.inpaint(up, "a woman", "nothing.png", np.ones((8, 8)))
