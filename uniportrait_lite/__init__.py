@@ -21,8 +21,8 @@ _HOME = {
     "ConfigError": "errors",
 }
 _ROOMS = (
-    "adapter", "attention", "backbone", "checkpoints", "compose", "controls", "errors", "evaluation", "faces", "features", "id_embedding",
-    "id_routing", "learn", "loop", "pictures", "profiles", "toyworld", "training",
+    "adapter", "attention", "backbone", "checkpoints", "compose", "controls", "errors", "evaluation", "faces",
+    "features", "id_embedding", "id_routing", "learn", "loop", "pictures", "profiles", "toyworld", "training",
 )  # fmt: skip
 
 __all__ = [*_HOME, *_ROOMS]
