@@ -22,6 +22,7 @@ from uniportrait_lite import checkpoints
 from uniportrait_lite.adapter import UniPortrait
 from uniportrait_lite.backbone import IRConfig, IRResNet
 from uniportrait_lite.errors import ConfigError, WeightsError
+from uniportrait_lite.id_routing import box_masks
 from uniportrait_lite.speed import fast_attention
 from uniportrait_lite.toyworld import Person, reference, wording
 from uniportrait_lite.toyworld.pretrain import data as world
@@ -278,7 +279,7 @@ def test_without_a_face_the_id_modules_learn_nothing_and_with_one_they_do(place)
 
 @pytest.mark.parametrize("kind", ["v_prediction", "epsilon"])
 def test_the_loss_is_the_error_of_what_the_base_model_predicts(place, kind):
-    model, batches = batches_of(quick("--face-weight", "1"))
+    model, batches = batches_of(quick("--face-weight", "1", "--feature-weight", "1"))
     model.scheduler.register_to_config(prediction_type=kind)
     torch.nn.init.zeros_(model.unet.conv_out.weight)
     torch.nn.init.zeros_(model.unet.conv_out.bias)
@@ -290,10 +291,22 @@ def test_the_loss_is_the_error_of_what_the_base_model_predicts(place, kind):
 
 def test_the_faces_weight_counts_inside_its_box_alone(place):
     plain, batches = batches_of(quick())
-    weighted, _ = batches_of(quick("--face-weight", "1e6"))
+    weighted, _ = batches_of(quick("--face-weight", "1e6", "--feature-weight", "1e6"))
     batch = draw(batches)
     torch.manual_seed(0)
     expected = plain(batch)["face"]
+    torch.manual_seed(0)
+    torch.testing.assert_close(weighted(batch)["loss"], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_features_weight_counts_around_brows_eyes_nose_and_mouth_alone(place):
+    plain, batches = batches_of(quick())
+    weighted, _ = batches_of(quick("--feature-weight", "1e6"))
+    batch = draw(batches)
+    cells = box_masks(batch.features, batch.latents.shape[-2:]).amax(dim=1)
+    assert 0 < cells.sum() < box_masks(batch.boxes, batch.latents.shape[-2:]).sum()
+    torch.manual_seed(0)
+    expected = plain(replace(batch, boxes=batch.features))["face"]
     torch.manual_seed(0)
     torch.testing.assert_close(weighted(batch)["loss"], expected, rtol=1e-3, atol=1e-4)
 

@@ -14,6 +14,7 @@ from uniportrait_lite.features import FaceFeatures
 from uniportrait_lite.toyworld import captions, sentences, wording
 from uniportrait_lite.toyworld.pretrain import data as world
 from uniportrait_lite.toyworld.pretrain.latents import load_latents
+from uniportrait_lite.toyworld.pretrain.noisy import feature_boxes
 from uniportrait_lite.toyworld.pretrain.recognition import crop, numpy_rng
 from uniportrait_lite.training.store import Store, digest
 
@@ -29,8 +30,9 @@ class Batch:
 
     latents and noise float32 (B,c,h,w); timesteps int64 (B,); text token ids int64 (B,48); F_r float32 (B,N,L_r,C_r)
     and F_s float32 (B,N,L_s,C_s); boxes float32 (B,N,4), left, top, right and bottom of the faces in shares of the
-    picture; active bool (B,), whether the ID branch is on; temperature (), that of the routing's noise; sentences token
-    ids (B,N,48), what is said of each identity alone, and said bool (B,N), of whom something is.
+    picture, and features (B,N,4), of what lies around brows, eyes, nose and mouth; active bool (B,), whether the ID
+    branch is on; temperature (), that of the routing's noise; sentences token ids (B,N,48), what is said of each
+    identity alone, and said bool (B,N), of whom something is.
     """
 
     latents: Tensor
@@ -40,6 +42,7 @@ class Batch:
     intrinsic: Tensor
     structure: Tensor
     boxes: Tensor
+    features: Tensor
     active: Tensor
     temperature: Tensor | None = None
     sentences: Tensor | None = None
@@ -122,6 +125,7 @@ class SceneData:
         parts["text"] = parts["text"][np.arange(len(scene)), drawn["caption"]]
         size = np.float32([self.scenes.spec.width, 128] * 2)
         parts["boxes"] = self.scenes.boxes.reshape(-1, 4)[face] / size
+        parts["features"] = feature_boxes(self.scenes.landmarks.reshape(-1, 5, 2)[face]) / size
         return {k: torch.from_numpy(v.astype(np.int64 if k == "text" else np.float32)) for k, v in parts.items()}
 
     def sentences(self, drawn: dict[str, np.ndarray]) -> Tensor:

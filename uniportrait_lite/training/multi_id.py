@@ -29,7 +29,7 @@ def build(config: MultiIDConfig, stack: Stack, method: UniPortraitConfig, tensor
     torch.manual_seed(config.seed)
     return MultiID(
         stack.unet, stack.text_encoder, stack.scheduler, method, tensors, config.precision, config.face_weight,
-        config.route_weight, config.soft,
+        config.feature_weight, config.route_weight, config.soft,
     )  # fmt: skip
 
 

@@ -42,12 +42,14 @@ class SingleID(nn.Module):
     """What is trained, around the frozen U-Net and text encoder; `forward` gives the losses of a batch."""
 
     def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, scheduler: DDPMScheduler,
-                 config: UniPortraitConfig, precision: str = "fp32", face_weight: float = 1.0):  # fmt: skip
+                 config: UniPortraitConfig, precision: str = "fp32", face_weight: float = 1.0,
+                 feature_weight: float = 1.0):  # fmt: skip
         super().__init__()
         unet.requires_grad_(False)
         text_encoder.requires_grad_(False)
         self.unet, self.text_encoder, self.scheduler = unet, text_encoder, scheduler
-        self.config, self.bf16, self.face_weight = config, precision == "bf16", face_weight
+        self.config, self.bf16 = config, precision == "bf16"
+        self.face_weight, self.feature_weight = face_weight, feature_weight
         self.id_embedding = IDEmbedding(config.id_embedding)
         self.id_attention = attach_id_attention(unet)
         add_lora(unet, config.lora_rank, self.lora)
@@ -89,6 +91,7 @@ class SingleID(nn.Module):
         error = (predicted - self._target(batch)).square().mean(dim=1)
         inside = box_masks(batch.boxes, error.shape[1:]).amax(dim=1)
         weight = 1 + (self.face_weight - 1) * inside
+        weight = torch.where(box_masks(batch.features, error.shape[1:]).amax(dim=1) > 0, self.feature_weight, weight)
         return {
             "loss": (error * weight).sum() / weight.sum(),
             "face": (error * inside).sum() / inside.sum().clamp_min(1),
@@ -113,8 +116,9 @@ class MultiID(SingleID):
 
     def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, scheduler: DDPMScheduler,
                  config: UniPortraitConfig, tensors: Mapping[str, Tensor], precision: str = "fp32",
-                 face_weight: float = 1.0, route_weight: float = LAMBDA, soft: bool = False):  # fmt: skip
-        super().__init__(unet, text_encoder, scheduler, config, precision, face_weight)
+                 face_weight: float = 1.0, feature_weight: float = 1.0, route_weight: float = LAMBDA,
+                 soft: bool = False):  # fmt: skip
+        super().__init__(unet, text_encoder, scheduler, config, precision, face_weight, feature_weight)
         self.route_weight, self.soft = route_weight, soft
         first = super().weights() | {f"lora.{name}": p for name, p in lora_parameters(unet, SEVERAL).items()}
         checkpoints.fill(first, tensors, origin="the single-ID weights")

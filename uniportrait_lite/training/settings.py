@@ -84,6 +84,7 @@ class StageConfig:
         "fine", "fine: a third where small things are decided, as the base model has it; uniform: as is usual"
     )
     face_weight: float = setting(2.0, "weight of the loss inside faces' boxes (the base model's; paper: 1)")
+    feature_weight: float = setting(4.0, "and around brows, eyes, nose and mouth (the base model's; paper: 1)")
     seed: int = setting(0, "of all that is drawn at random")
     log_every: int = setting(20, "steps")
     checkpoint_every: float = setting(120.0, "seconds")
@@ -97,8 +98,9 @@ class StageConfig:
         for name in ("batch", "samples_every", "log_every", *counts):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is at least 1, not {getattr(self, name)}")
-        if self.face_weight <= 0:
-            raise ConfigError(f"face_weight is above 0, not {self.face_weight}")
+        for name in ("face_weight", "feature_weight"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} is above 0, not {getattr(self, name)}")
         self.variant = "_".join(name for name, is_so in changed.items() if is_so)
         runs = "runs" if self.profile == "tiny" else f"runs/{Path(self.profile).resolve().name}"
         self.run_folder = self.run_folder or "_".join(filter(None, (f"{runs}/{stage}", self.variant)))

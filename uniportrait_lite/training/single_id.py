@@ -29,7 +29,10 @@ def build(config: SingleIDConfig, stack: Stack) -> SingleID:
     """The network to train: new weights drawn from the seed, or those of `start_from`."""
     torch.manual_seed(config.seed)
     method = method_config(config, stack)
-    model = SingleID(stack.unet, stack.text_encoder, stack.scheduler, method, config.precision, config.face_weight)
+    model = SingleID(
+        stack.unet, stack.text_encoder, stack.scheduler, method, config.precision, config.face_weight,
+        config.feature_weight,
+    )  # fmt: skip
     if config.start_from:
         checkpoints.fill(model.weights(), checkpoints.load(config.start_from)[1], origin=config.start_from)
     return model
