@@ -19,6 +19,7 @@ METHOD = (
     "assignment",
     "distinct",
     "attention",
+    "lora",
     "faces",
     "features",
     "checkpoints",

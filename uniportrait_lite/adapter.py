@@ -19,17 +19,7 @@ from torch import Tensor
 
 from uniportrait_lite import checkpoints
 from uniportrait_lite.assignment import Assignment, assign
-from uniportrait_lite.attention import (
-    SEVERAL,
-    SINGLE,
-    IDAttention,
-    IDConditions,
-    add_lora,
-    add_routers,
-    attach_id_attention,
-    remove_lora,
-    routers,
-)
+from uniportrait_lite.attention import IDAttention, IDConditions, add_routers, attach_id_attention, routers
 from uniportrait_lite.backbone import IRResNet
 from uniportrait_lite.checkpoints import UniPortraitConfig
 from uniportrait_lite.checks import number, whole
@@ -39,6 +29,7 @@ from uniportrait_lite.features import FaceFeatures, IDFeatures, load_clip_vision
 from uniportrait_lite.id_embedding import IDEmbedding
 from uniportrait_lite.id_routing import RoutingMaps
 from uniportrait_lite.injection import Injection, below_compile
+from uniportrait_lite.lora import SEVERAL, SINGLE, add_lora, remove_lora
 
 
 class _Once(functools.cached_property):

@@ -22,9 +22,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from uniportrait_lite.attention import SEVERAL, IDAttention, lora_parameters, routers
+from uniportrait_lite.attention import IDAttention, routers
 from uniportrait_lite.errors import ConfigError, WeightsError
 from uniportrait_lite.id_embedding import IDEmbeddingConfig
+from uniportrait_lite.lora import SEVERAL, lora_parameters
 
 CONFIG, MODEL, MULTI = "config.json", "model.safetensors", "multi_id.safetensors"
 

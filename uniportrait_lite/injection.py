@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
-from uniportrait_lite.attention import IDAttention, IDConditions, lora_layers, remove_lora, use_lora
+from uniportrait_lite.attention import IDAttention, IDConditions
 from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.id_routing import Routing, RoutingMaps
+from uniportrait_lite.lora import lora_layers, remove_lora, use_lora
 from uniportrait_lite.regions import regions
 
 
