@@ -14,7 +14,10 @@ LEAVES = ("errors", "checks", "folders", "muon", "pictures", "quiet", "speed", "
 METHOD = (
     "backbone",
     "id_embedding",
+    "conditions",
     "id_routing",
+    "image_prompt",
+    "style_alignment",
     "regions",
     "assignment",
     "distinct",
