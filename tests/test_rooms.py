@@ -26,6 +26,8 @@ METHOD = (
     "faces",
     "features",
     "checkpoints",
+    "published",
+    "official",
     "injection",
     "adapter",
     "profiles",

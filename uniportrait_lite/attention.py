@@ -254,7 +254,7 @@ def add_routers(id_attention: IDAttention, tokens: int = 16) -> dict[str, IDRout
     """Gives every layer a router for the number of ID tokens, new ones where there were some; returns them by layer."""
     for layer in id_attention.values():
         inner, width = layer.to_k_id.weight.shape
-        layer.router = IDRouter(inner, width, tokens)
+        layer.router = IDRouter(inner, width, tokens).to(layer.to_k_id.weight)  # its device and dtype
     return routers(id_attention)
 
 

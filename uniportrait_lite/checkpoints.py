@@ -12,7 +12,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+import types
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def save(folder: str | os.PathLike, config: UniPortraitConfig, tensors: Mapping[
     """
     folder = Path(folder).expanduser()
     text = json.dumps(asdict(config), indent=2) + "\n"
-    with _writing(folder) as temporary:
+    with writing(folder) as temporary:
         save_file(_halves(tensors), temporary / MODEL, metadata={"format": "pt"})
         (temporary / CONFIG).write_text(text)
         if (folder / MULTI).exists() and _trained_on(folder / MULTI) != _digest(temporary / MODEL):
@@ -133,7 +134,7 @@ def save_multi(folder: str | os.PathLike, tensors: Mapping[str, Tensor], trained
         raise WeightsError(
             f"the single-ID weights in {folder} have changed since the training began: give another --out"
         )
-    with _writing(folder) as temporary:
+    with writing(folder) as temporary:
         metadata = {"format": "pt", "single_id": digest}
         save_file(_halves(tensors), temporary / MULTI, metadata=metadata)
         os.replace(temporary / MULTI, folder / MULTI)
@@ -141,7 +142,8 @@ def save_multi(folder: str | os.PathLike, tensors: Mapping[str, Tensor], trained
 
 
 @contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[Path]:
+def writing(folder: Path) -> Iterator[Path]:
+    """A temporary folder inside `folder`, to move files from that are whole; `WeightsError` where one cannot write."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".writing", dir=folder) as temporary:
@@ -177,11 +179,17 @@ def load(folder: str | os.PathLike) -> tuple[UniPortraitConfig, dict[str, Tensor
     for name in (CONFIG, MODEL):
         if not (folder / name).is_file():
             raise WeightsError(f"{folder} holds no {name}: give a folder of weights, with {CONFIG} and {MODEL} in it")
+    return read_config(folder / CONFIG), _read(folder / MODEL)
+
+
+def read_config(path: Path, known: Mapping = types.MappingProxyType({})) -> UniPortraitConfig:
+    """The config that a JSON file tells, which need not repeat what is `known`; `WeightsError` if it cannot be read."""
     try:
-        config = UniPortraitConfig.from_dict(json.loads((folder / CONFIG).read_text()))
+        told = json.loads(path.read_text())
+        told = {k: {**known[k], **v} if isinstance(known.get(k), Mapping) else v for k, v in told.items()}
+        return UniPortraitConfig.from_dict({**known, **told})
     except (ValueError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{folder / CONFIG} cannot be read ({error}): fetch these weights again") from error
-    return config, _read(folder / MODEL)
+        raise WeightsError(f"{path} cannot be read ({error}): fetch these weights again") from error
 
 
 def load_multi(folder: str | os.PathLike) -> dict[str, Tensor] | None:
@@ -209,11 +217,18 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def fill(target: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origin: object = "these weights") -> None:
+def fill(
+    target: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    origin: object = "these weights",
+    names: Callable[[str], str] = str,
+) -> None:
     """Copies tensors into the weights of the same keys (see `weights`), all or, with a `WeightsError`, none.
 
-    Strict: the error lists the keys that are missing, unexpected or of another shape.
+    `names` gives the key of a weight among the tensors, where that is another one (see official.py). Strict: the error
+    lists the keys that are missing, unexpected or of another shape.
     """
+    target = {names(name): weight for name, weight in target.items()}
     problems = {
         "missing": sorted(target.keys() - tensors.keys()),
         "unexpected": sorted(tensors.keys() - target.keys()),
