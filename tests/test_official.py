@@ -10,6 +10,7 @@ import parity
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor2_0
 from huggingface_hub import constants
 from method_parts import EMBEDDING, WIDTH, crop, small_clip_vision, small_pipe, write_weights
 from safetensors.torch import load_file, save_file
@@ -182,6 +183,28 @@ def test_without_a_router_file_the_weights_are_for_one_person(folder, attach):
     assert not up.routes and up.image_adapter is None
 
 
+def test_ip_adapter_goes_with_weights_of_ours(ours, folder, attach):
+    up = attach(ours / "uniportrait", ip_adapter=folder / f"{IP_ADAPTER}.bin")
+    prompt = up.image_adapter.prompt(up.image_adapter(torch.randn(1, 8)), 0.8)
+    ann = up.identity_of_crops([crop(1)])
+    latents, text = torch.randn(2, 4, 16, 16), torch.randn(2, 5, WIDTH)
+
+    def predict(**conditions):
+        with torch.no_grad():
+            return up.unet(latents, torch.tensor(9), text, cross_attention_kwargs=conditions).sample
+
+    with up.using(ann, guided=True):
+        together = predict(image_prompt=prompt)
+    identities = up.conditions(ann)
+    assert torch.equal(together, predict(identities=identities, image_prompt=prompt))
+    for fewer in ({"identities": identities}, {"image_prompt": prompt}, {}):
+        assert not torch.allclose(together, predict(**fewer), atol=1e-3)
+    up.unet.set_attn_processor(AttnProcessor2_0())
+    with pytest.raises(ConfigError, match="attach again"):
+        predict(image_prompt=prompt)
+    up.id_attention.detach(up.unet)
+
+
 def test_a_file_beside_its_router_under_other_names(folder, attach):
     for file in (FACEID, ROUTER):
         kind = "faceid" if file == FACEID else "router"
@@ -222,6 +245,17 @@ def test_a_bin_is_unpickled_once_and_again_when_it_changes(folder, cache, monkey
     published.write(path, first)
     assert torch.equal(published.read(path, FACEID)["faceid_proj.latents"], first["faceid_proj.latents"])
     assert len(unpickled) == 2 and len(os.listdir(cache)) == 1
+
+
+def test_older_bins_and_tensors_that_share_memory_are_read(tmp_path):
+    whole = torch.arange(6.0)
+    nested = {"faceid_proj": {"a": whole[:3], "b": whole.view(2, 3).T}}
+    for path, new in ((tmp_path / "new.bin", True), (tmp_path / "old.bin", False)):
+        torch.save(nested, path, _use_new_zipfile_serialization=new)
+        for _ in range(2):  # unpickled, and from the copy
+            tensors = published.read(path, FACEID)
+            assert torch.equal(tensors["faceid_proj.a"], whole[:3])
+            assert torch.equal(tensors["faceid_proj.b"], whole.view(2, 3).T)
 
 
 def test_a_damaged_copy_is_made_again(folder, cache):

@@ -178,7 +178,9 @@ def load(folder: str | os.PathLike) -> tuple[UniPortraitConfig, dict[str, Tensor
     folder = Path(folder).expanduser()
     for name in (CONFIG, MODEL):
         if not (folder / name).is_file():
-            raise WeightsError(f"{folder} holds no {name}: give a folder of weights, with {CONFIG} and {MODEL} in it")
+            raise WeightsError(
+                f"{folder} holds no {name}: give a folder with {CONFIG} and {MODEL} in it, or the published files"
+            )
     return read_config(folder / CONFIG), _read(folder / MODEL)
 
 

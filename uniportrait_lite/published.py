@@ -117,7 +117,7 @@ def _flat(nested: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         raise ValueError(f"{prefix or 'it'} is a {type(nested).__name__} in place of tensors by name")
     for key, value in nested.items():
         if isinstance(value, Tensor):
-            yield f"{prefix}{key}", value.contiguous()
+            yield f"{prefix}{key}", value.clone(memory_format=torch.contiguous_format)  # some may share their memory
         else:
             yield from _flat(value, f"{prefix}{key}.")
 
