@@ -7,10 +7,11 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from uniportrait_lite import checkpoints
-from uniportrait_lite.attention import SEVERAL, add_lora, add_routers, attach_id_attention
+from uniportrait_lite.attention import add_routers, attach_id_attention
 from uniportrait_lite.backbone import IRConfig, IRResNet
 from uniportrait_lite.checkpoints import CallDefaults, UniPortraitConfig
 from uniportrait_lite.id_embedding import IDEmbedding, IDEmbeddingConfig
+from uniportrait_lite.lora import SEVERAL, add_lora
 from uniportrait_lite.toyworld.tokenizer import MAX_LENGTH, build_tokenizer
 
 WIDTH = 24  # of text and ID tokens

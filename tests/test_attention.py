@@ -8,17 +8,10 @@ from diffusers import UNet2DConditionModel
 from method_parts import WIDTH, small_unet
 from peft import LoraConfig
 
-from uniportrait_lite.attention import (
-    IDConditions,
-    add_lora,
-    attach_id_attention,
-    lora_layers,
-    lora_parameters,
-    remove_lora,
-    use_lora,
-)
+from uniportrait_lite.attention import IDConditions, attach_id_attention
 from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.id_routing import Routing
+from uniportrait_lite.lora import add_lora, lora_layers, lora_parameters, remove_lora, use_lora
 
 G = torch.Generator().manual_seed(0)
 LATENTS, TEXT = torch.randn(3, 4, 16, 16, generator=G), torch.randn(3, 7, WIDTH, generator=G)

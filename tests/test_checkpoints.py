@@ -10,10 +10,11 @@ from method_parts import EMBEDDING, small_unet, write_weights
 from safetensors.torch import load_file
 
 from uniportrait_lite import WeightsError, checkpoints
-from uniportrait_lite.attention import add_lora, attach_id_attention
+from uniportrait_lite.attention import attach_id_attention
 from uniportrait_lite.checkpoints import CallDefaults, UniPortraitConfig
 from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.id_embedding import IDEmbedding
+from uniportrait_lite.lora import add_lora
 
 CONFIG = UniPortraitConfig(
     id_embedding=EMBEDDING, intrinsic="global", lora_rank=3, encoders={"clip": "there"}, defaults=CallDefaults(steps=7)

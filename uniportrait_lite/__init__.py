@@ -22,7 +22,8 @@ _HOME = {
 }
 _ROOMS = (
     "adapter", "attention", "backbone", "checkpoints", "compose", "controls", "errors", "evaluation", "faces",
-    "features", "id_embedding", "id_routing", "learn", "loop", "pictures", "profiles", "toyworld", "training",
+    "features", "id_embedding", "id_routing", "learn", "loop", "official", "pictures", "profiles", "toyworld",
+    "training",
 )  # fmt: skip
 
 __all__ = [*_HOME, *_ROOMS]

@@ -17,19 +17,9 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 
-from uniportrait_lite import checkpoints
+from uniportrait_lite import checkpoints, official, published
 from uniportrait_lite.assignment import Assignment, assign
-from uniportrait_lite.attention import (
-    SEVERAL,
-    SINGLE,
-    IDAttention,
-    IDConditions,
-    add_lora,
-    add_routers,
-    attach_id_attention,
-    remove_lora,
-    routers,
-)
+from uniportrait_lite.attention import IDAttention, IDConditions, add_routers, attach_id_attention, routers
 from uniportrait_lite.backbone import IRResNet
 from uniportrait_lite.checkpoints import UniPortraitConfig
 from uniportrait_lite.checks import number, whole
@@ -38,7 +28,10 @@ from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.features import FaceFeatures, IDFeatures, load_clip_vision
 from uniportrait_lite.id_embedding import IDEmbedding
 from uniportrait_lite.id_routing import RoutingMaps
+from uniportrait_lite.image_prompt import ImageAdapter
 from uniportrait_lite.injection import Injection, below_compile
+from uniportrait_lite.lora import SEVERAL, SINGLE, add_lora, remove_lora
+from uniportrait_lite.published import ENDINGS
 
 
 class _Once(functools.cached_property):
@@ -101,10 +94,12 @@ class UniPortrait:
         id_embedding: IDEmbedding,
         id_attention: IDAttention,
         encoders: dict[str, Path],
+        image_adapter: ImageAdapter | None = None,
     ):
         self.pipe, self.config = pipe, config
         self.unet: UNet2DConditionModel = _unet(pipe)
         self.id_embedding, self.id_attention = id_embedding, id_attention
+        self._image_adapter = image_adapter
         self.routes = bool(routers(id_attention))  # whether several identities can be told apart without masks
         loras = (SINGLE, SEVERAL) if self.routes else (SINGLE,)
         self.injection = Injection(self.unet, id_attention, loras, pipe.vae_scale_factor)
@@ -120,15 +115,20 @@ class UniPortrait:
         backbone: str | Path | None = None,
         clip: str | Path | None = None,
         faces: str | Path | None = None,
+        ip_adapter: str | Path | None = None,
     ) -> UniPortrait:
         """Adds UniPortrait to a pipeline: text to image, image to image, inpainting, ControlNet, any with such a U-Net.
 
-        `weights` is a folder of ours. The encoders are where its config says, or where given here. On an error
-        (`ConfigError`: not such a pipeline, attached before; `WeightsError`) the pipeline is left as it was.
+        `weights` is a folder of ours, or the published files (see official.py): a folder that holds them, or the
+        faceid file. The encoders are where its config says, or where given here. `ip_adapter`, IP-Adapter's file or a
+        folder that holds it, makes `image_adapter`. On an error (`ConfigError`: not such a pipeline, attached before;
+        `WeightsError`) the pipeline is left as it was.
         """
         unet = _unet(pipe)
-        config, tensors = checkpoints.load(weights)
-        multi_tensors = checkpoints.load_multi(weights)
+        if published.holds(weights):
+            (config, tensors, multi_tensors), names = official.load(weights), official.names(unet)
+        else:
+            config, tensors, multi_tensors, names = *checkpoints.load(weights), checkpoints.load_multi(weights), str
         width = unet.config.cross_attention_dim
         if width != config.id_embedding.out_dim:
             raise ConfigError(
@@ -137,9 +137,10 @@ class UniPortrait:
             )
         given = {"backbone": backbone, "clip": clip, "faces": faces}
         encoders = {
-            name: Path(given[name] or Path(weights) / folder).expanduser().resolve()
+            name: Path(given[name] or published.folder_of(weights) / folder).expanduser().resolve()
             for name, folder in config.encoders.items()
         }
+        image_adapter = None if ip_adapter is None else official.load_ip_adapter(ip_adapter, unet)
         id_embedding = IDEmbedding(config.id_embedding)
         with contextlib.ExitStack() as undo:
             id_attention = attach_id_attention(unet)
@@ -147,19 +148,19 @@ class UniPortrait:
             add_lora(unet, config.lora_rank, SINGLE)
             undo.callback(remove_lora, unet, SINGLE)
             targets = checkpoints.weights(id_embedding, id_attention, unet)
-            checkpoints.fill(targets, tensors, origin=f"the weights in {weights}")
+            checkpoints.fill(targets, tensors, f"the weights in {weights}", names)
             trained = [*targets.values()]
             if multi_tensors is not None:
                 add_lora(unet, config.lora_rank, SEVERAL)
                 undo.callback(remove_lora, unet, SEVERAL)
                 add_routers(id_attention, config.id_embedding.queries)
                 targets = checkpoints.multi_weights(id_attention, unet)
-                checkpoints.fill(targets, multi_tensors, origin=f"the multi-ID weights in {weights}")
+                checkpoints.fill(targets, multi_tensors, f"the multi-ID weights in {weights}", names)
                 trained += targets.values()
             undo.pop_all()
         for weight in trained:
             weight.requires_grad_(False)
-        return cls(pipe, config, id_embedding.eval(), id_attention, encoders)
+        return cls(pipe, config, id_embedding.eval(), id_attention, encoders, image_adapter)
 
     def detach(self) -> None:
         """Gives the pipeline back as it was, bit for bit."""
@@ -171,7 +172,8 @@ class UniPortrait:
     @_Once
     def features(self) -> FaceFeatures:
         """The face backbone and the CLIP image tower, loaded at the first identity."""
-        backbone = IRResNet.from_pretrained(self._encoders["backbone"])
+        place = self._encoders["backbone"]
+        backbone = official.load_backbone(place) if place.suffix in ENDINGS else IRResNet.from_pretrained(place)
         return FaceFeatures(backbone, load_clip_vision(self._encoders["clip"]), self.config.intrinsic)
 
     def identity(self, pictures: Any, face: Any = None) -> Identity:
@@ -249,6 +251,11 @@ class UniPortrait:
         encoded = encoder(tokens.input_ids.to(encoder.device)).last_hidden_state.to(self.unet.device, self.unet.dtype)
         said = torch.tensor([[False] * len(texts), [bool(text) for text in texts]], device=self.unet.device)
         return encoded.unsqueeze(0).expand(2, -1, -1, -1), said
+
+    @property
+    def image_adapter(self) -> ImageAdapter | None:
+        """What makes image prompts, where IP-Adapter's file was given to `attach`: see image_prompt.py."""
+        return self._image_adapter and self._image_adapter.to(self.unet.device, self.unet.dtype)
 
     # Pictures
 

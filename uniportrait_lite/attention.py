@@ -1,4 +1,4 @@
-"""Decoupled cross-attention: how ID tokens enter a U-Net, and its LoRA (paper: injection of the ID embedding).
+"""Decoupled cross-attention: how ID tokens enter a U-Net (paper: injection of the ID embedding).
 
 Each cross-attention layer keeps its text branch and gains keys and values of its own for ID tokens:
 
@@ -8,32 +8,32 @@ psi, 1 for one identity at each location, is the ID routing's; a single identity
 
 What a call needs travels with the call, as `cross_attention_kwargs={"identities": IDConditions(...)}`, so a U-Net
 holds weights only: two threads, or two pipelines, never meet. ControlNets are given nothing and see no ID tokens.
+An image prompt and a style to share (image_prompt.py, style_alignment.py) travel beside it, with identities or without.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
-from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from uniportrait_lite.conditions import Conditions, row_weight
 from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.id_routing import IDRouter, Routing
+from uniportrait_lite.image_prompt import ImagePrompt
+from uniportrait_lite.style_alignment import StyleAlignment
 
-SINGLE, SEVERAL = "single_id", "multi_id"  # the LoRA adapters of the two stages, for one person and for several
+TRAVELLERS = {"identities", "image_prompt", "style"}  # what the processors here take of `cross_attention_kwargs`
 SENTENCE_SHARE = 0.5  # of the text's attention, where something is said of the person there; the prompt has the rest
-LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 @dataclass(frozen=True)
-class IDConditions:
+class IDConditions(Conditions):
     """The identities of one U-Net call.
 
     `tokens` (B, N, 16, D): the ID tokens of N identities for each row of the batch, or (1, N, 16, D) for all rows.
@@ -68,39 +68,9 @@ class IDConditions:
         router_keys = {name: router.keys(self.tokens) for name, router in routers.items()} if several else {}
         return replace(self, keys_values=keys_values, router_keys=router_keys)
 
-    def rows(self, index: Tensor) -> IDConditions:
-        """The conditions of the rows `index` (B',) of these, for instance each row repeated."""
-
-        def pick(x):
-            return x[index] if isinstance(x, Tensor) and x.ndim > 0 and len(x) > 1 else x
-
-        return IDConditions(
-            pick(self.tokens),
-            pick(self.id_scale),
-            pick(self.active),
-            self.routing and self.routing.rows(index),
-            pick(self.sentences),
-            pick(self.said),
-            {name: (pick(k), pick(v)) for name, (k, v) in self.keys_values.items()},
-            {name: pick(k) for name, k in self.router_keys.items()},
-        )
-
-    def to(self, device: torch.device) -> IDConditions:
-        """The same on another device: offloading may run the U-Net elsewhere than where its weights rest."""
-
-        def moved(x):
-            if isinstance(x, Mapping):
-                return {name: moved(value) for name, value in x.items()}
-            if isinstance(x, tuple):
-                return tuple(map(moved, x))
-            return x.to(device) if isinstance(x, Tensor | Routing) else x
-
-        return IDConditions(**{name: moved(value) for name, value in vars(self).items()})
-
     def weight(self, dtype: torch.dtype) -> float | Tensor:
         """What the ID branch is multiplied with: the ID scale, 0 in rows that are not active."""
-        weight = self.id_scale if self.active is None else self.id_scale * self.active
-        return weight.to(dtype).view(-1, 1, 1) if isinstance(weight, Tensor) else weight
+        return row_weight(self.id_scale, self.active, dtype)
 
 
 def _attend(attn: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -157,8 +127,13 @@ class IDAttnProcessor(nn.Module):
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
         identities: IDConditions | None = None,
+        image_prompt: ImagePrompt | None = None,
+        style: StyleAlignment | None = None,
     ) -> Tensor:
-        """Positions (B, L, C) and text (B, T, D) -> positions (B, L, C); without identities the layer as it was."""
+        """Positions (B, L, C) and text (B, T, D) -> positions (B, L, C); with text alone the layer as it was.
+
+        `style` is for self-attention, and diffusers gives it to all layers.
+        """
         query = attn.to_q(hidden_states)
         if attention_mask is not None:
             batch, length, _ = encoder_hidden_states.shape
@@ -173,6 +148,8 @@ class IDAttnProcessor(nn.Module):
             if identities.sentences is not None:
                 out = self.with_sentences(attn, query, out, identities, psi)
             out = out + identities.weight(query.dtype) * self.identity_branch(attn, query, identities, psi)
+        if image_prompt is not None:
+            out = out + image_prompt.weight(query.dtype) * self.image_branch(attn, query, image_prompt)
         return attn.to_out[1](attn.to_out[0](out))
 
     def psi(self, hidden_states: Tensor, identities: IDConditions) -> Tensor | None:
@@ -197,6 +174,11 @@ class IDAttnProcessor(nn.Module):
         key, value = identities.keys_values.get(self.name) or self.project(identities.tokens)
         return _routed(attn, query, key, value, psi)
 
+    def image_branch(self, attn: Attention, query: Tensor, image_prompt: ImagePrompt) -> Tensor:
+        """The attention of the text branch's query (B, L, inner) to the image tokens: see image_prompt.py."""
+        key, value = (x.expand(len(query), -1, -1) for x in image_prompt.keys_values[self.name])
+        return _attend(attn, query, key, value)
+
     def with_sentences(
         self, attn: Attention, query: Tensor, prompt: Tensor, identities: IDConditions, psi: Tensor | None
     ) -> Tensor:
@@ -208,10 +190,24 @@ class IDAttnProcessor(nn.Module):
 
 
 class SelfAttnProcessor(AttnProcessor2_0):
-    """diffusers' own processor; takes `identities` only so that diffusers does not warn that it is ignored."""
+    """diffusers' own processor of self-attention, until a style is to be shared (see style_alignment.py)."""
 
-    def __call__(self, attn, hidden_states, *args, identities: IDConditions | None = None, **kwargs) -> Tensor:
-        return super().__call__(attn, hidden_states, *args, **kwargs)
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        *args,
+        identities: IDConditions | None = None,
+        image_prompt: ImagePrompt | None = None,
+        style: StyleAlignment | None = None,
+        **kwargs,
+    ) -> Tensor:
+        """Positions (B, L, C) -> positions (B, L, C). Diffusers gives identities and image prompts to all layers."""
+        if style is None:
+            return super().__call__(attn, hidden_states, *args, **kwargs)
+        projections = (project(hidden_states) for project in (attn.to_q, attn.to_k, attn.to_v))
+        out = _attend(attn, *style.share(*projections))
+        return attn.to_out[1](attn.to_out[0](out))
 
 
 class IDAttention(nn.ModuleDict):
@@ -258,64 +254,10 @@ def add_routers(id_attention: IDAttention, tokens: int = 16) -> dict[str, IDRout
     """Gives every layer a router for the number of ID tokens, new ones where there were some; returns them by layer."""
     for layer in id_attention.values():
         inner, width = layer.to_k_id.weight.shape
-        layer.router = IDRouter(inner, width, tokens)
+        layer.router = IDRouter(inner, width, tokens).to(layer.to_k_id.weight)  # its device and dtype
     return routers(id_attention)
 
 
 def routers(id_attention: IDAttention) -> dict[str, IDRouter]:
     """The routers by their layers' keys; none before the multi-ID stage."""
     return {key: layer.router for key, layer in id_attention.items() if layer.router is not None}
-
-
-def add_lora(unet: UNet2DConditionModel, rank: int, adapter_name: str = SINGLE) -> None:
-    """Adds a peft adapter on q, k, v and out of every self- and cross-attention, at first without effect.
-
-    The paper has rank 128. Leaves the adapter trainable and active, and other adapters and parameters as they were.
-    """
-    if rank < 1:
-        raise ConfigError(f"the LoRA's rank is at least 1, not {rank}")
-    trainable = {parameter: parameter.requires_grad for parameter in unet.parameters()}
-    active = {module: list(module.active_adapters) for module in unet.modules() if isinstance(module, LoraLayer)}
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
-        unet.add_adapter(config, adapter_name=adapter_name)
-    for layer, others in active.items():  # peft has switched them off
-        layer.set_adapter([*others, adapter_name])
-    for parameter, was in trainable.items():  # and frozen all that is not the new adapter
-        parameter.requires_grad_(was)
-
-
-def remove_lora(unet: UNet2DConditionModel, adapter_name: str = SINGLE) -> None:
-    """Deletes the adapter; without another one left the layers are plain again."""
-    use_lora(lora_layers(unet, adapter_name).values(), False, adapter_name)  # else peft switches another one on
-    unet.delete_adapters(adapter_name)
-    if not getattr(unet, "peft_config", None):  # diffusers drops it with the last adapter
-        unet.unload_lora()
-
-
-def lora_layers(unet: UNet2DConditionModel, adapter_name: str = SINGLE) -> dict[str, LoraLayer]:
-    """The layers that hold the adapter, by name."""
-    return {
-        name: module
-        for name, module in unet.named_modules()
-        if isinstance(module, LoraLayer) and adapter_name in module.lora_A
-    }
-
-
-def lora_parameters(unet: UNet2DConditionModel, adapter_name: str = SINGLE) -> dict[str, nn.Parameter]:
-    """The adapter's weights: `{layer}.down` (rank, in) and `{layer}.up` (out, rank), the parameters themselves."""
-    weights = {}
-    for name, layer in lora_layers(unet, adapter_name).items():
-        weights[f"{name}.down"] = layer.lora_A[adapter_name].weight
-        weights[f"{name}.up"] = layer.lora_B[adapter_name].weight
-    return weights
-
-
-def use_lora(layers: Iterable[LoraLayer], on: bool, adapter_name: str = SINGLE) -> None:
-    """Switches the adapter of `lora_layers` on or off and leaves the user's other adapters as they are."""
-    for layer in layers:
-        active = list(layer.active_adapters)
-        if on != (adapter_name in active):
-            others = [name for name in active if name != adapter_name]
-            layer.set_adapter(others + [adapter_name] * on, inference_mode=True)

@@ -12,7 +12,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+import types
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -22,9 +23,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from uniportrait_lite.attention import SEVERAL, IDAttention, lora_parameters, routers
+from uniportrait_lite.attention import IDAttention, routers
 from uniportrait_lite.errors import ConfigError, WeightsError
 from uniportrait_lite.id_embedding import IDEmbeddingConfig
+from uniportrait_lite.lora import SEVERAL, lora_parameters
 
 CONFIG, MODEL, MULTI = "config.json", "model.safetensors", "multi_id.safetensors"
 
@@ -110,7 +112,7 @@ def save(folder: str | os.PathLike, config: UniPortraitConfig, tensors: Mapping[
     """
     folder = Path(folder).expanduser()
     text = json.dumps(asdict(config), indent=2) + "\n"
-    with _writing(folder) as temporary:
+    with writing(folder) as temporary:
         save_file(_halves(tensors), temporary / MODEL, metadata={"format": "pt"})
         (temporary / CONFIG).write_text(text)
         if (folder / MULTI).exists() and _trained_on(folder / MULTI) != _digest(temporary / MODEL):
@@ -132,7 +134,7 @@ def save_multi(folder: str | os.PathLike, tensors: Mapping[str, Tensor], trained
         raise WeightsError(
             f"the single-ID weights in {folder} have changed since the training began: give another --out"
         )
-    with _writing(folder) as temporary:
+    with writing(folder) as temporary:
         metadata = {"format": "pt", "single_id": digest}
         save_file(_halves(tensors), temporary / MULTI, metadata=metadata)
         os.replace(temporary / MULTI, folder / MULTI)
@@ -140,7 +142,8 @@ def save_multi(folder: str | os.PathLike, tensors: Mapping[str, Tensor], trained
 
 
 @contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[Path]:
+def writing(folder: Path) -> Iterator[Path]:
+    """A temporary folder inside `folder`, to move files from that are whole; `WeightsError` where one cannot write."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".writing", dir=folder) as temporary:
@@ -175,12 +178,20 @@ def load(folder: str | os.PathLike) -> tuple[UniPortraitConfig, dict[str, Tensor
     folder = Path(folder).expanduser()
     for name in (CONFIG, MODEL):
         if not (folder / name).is_file():
-            raise WeightsError(f"{folder} holds no {name}: give a folder of weights, with {CONFIG} and {MODEL} in it")
+            raise WeightsError(
+                f"{folder} holds no {name}: give a folder with {CONFIG} and {MODEL} in it, or the published files"
+            )
+    return read_config(folder / CONFIG), _read(folder / MODEL)
+
+
+def read_config(path: Path, known: Mapping = types.MappingProxyType({})) -> UniPortraitConfig:
+    """The config that a JSON file tells, which need not repeat what is `known`; `WeightsError` if it cannot be read."""
     try:
-        config = UniPortraitConfig.from_dict(json.loads((folder / CONFIG).read_text()))
+        told = json.loads(path.read_text())
+        told = {k: {**known[k], **v} if isinstance(known.get(k), Mapping) else v for k, v in told.items()}
+        return UniPortraitConfig.from_dict({**known, **told})
     except (ValueError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{folder / CONFIG} cannot be read ({error}): fetch these weights again") from error
-    return config, _read(folder / MODEL)
+        raise WeightsError(f"{path} cannot be read ({error}): fetch these weights again") from error
 
 
 def load_multi(folder: str | os.PathLike) -> dict[str, Tensor] | None:
@@ -208,11 +219,18 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def fill(target: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origin: object = "these weights") -> None:
+def fill(
+    target: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    origin: object = "these weights",
+    names: Callable[[str], str] = str,
+) -> None:
     """Copies tensors into the weights of the same keys (see `weights`), all or, with a `WeightsError`, none.
 
-    Strict: the error lists the keys that are missing, unexpected or of another shape.
+    `names` gives the key of a weight among the tensors, where that is another one (see official.py). Strict: the error
+    lists the keys that are missing, unexpected or of another shape.
     """
+    target = {names(name): weight for name, weight in target.items()}
     problems = {
         "missing": sorted(target.keys() - tensors.keys()),
         "unexpected": sorted(tensors.keys() - target.keys()),

@@ -11,12 +11,13 @@ and the layer adds, at each location, the attention output of the identity that 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from uniportrait_lite.conditions import Conditions
 from uniportrait_lite.errors import ConfigError
 
 LAMBDA = 0.1  # of the routing regularization loss (paper)
@@ -64,7 +65,7 @@ def one_hot(scores: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Routing:
+class Routing(Conditions):
     """How the locations of one U-Net call choose among its identities.
 
     `size`: height and width of the latents. `masks` (B or 1, N, H, W), 0 to 1: take the router's place; what several
@@ -78,16 +79,6 @@ class Routing:
     temperature: float | Tensor | None = None
     soft: bool = False
     record: Callable[[str, Tensor, Tensor | None], None] | None = None
-
-    def rows(self, index: Tensor) -> Routing:
-        """The routing of the rows `index` (B',) of these."""
-        if self.masks is None or len(self.masks) == 1:
-            return self
-        return replace(self, masks=self.masks[index])
-
-    def to(self, device: torch.device) -> Routing:
-        """The same with its masks on another device."""
-        return self if self.masks is None else replace(self, masks=self.masks.to(device))
 
     def choose(self, name: str, batch: int, length: int, logits: Callable[[], Tensor]) -> Tensor:
         """psi (B, N, L) for a layer of `length` locations; `logits` (B, N, L) are asked for where no masks are set."""

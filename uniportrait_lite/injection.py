@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
-from uniportrait_lite.attention import IDAttention, IDConditions, lora_layers, remove_lora, use_lora
+from uniportrait_lite.attention import TRAVELLERS, IDAttention, IDConditions
 from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.id_routing import Routing, RoutingMaps
+from uniportrait_lite.lora import lora_layers, remove_lora, use_lora
 from uniportrait_lite.regions import regions
 
 
@@ -147,7 +148,7 @@ class Injection:
             call = self._current.get()
             if call is not None and "identities" not in given:
                 given["identities"] = call.rows(sample, self.unet)
-            if "identities" in given:
+            if given.keys() & TRAVELLERS:
                 self._check_in_place()
             with self._turn:
                 self._use(given.get("identities"))

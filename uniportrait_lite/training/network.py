@@ -12,21 +12,14 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModel
 
 from uniportrait_lite import checkpoints
-from uniportrait_lite.attention import (
-    SEVERAL,
-    SINGLE,
-    IDConditions,
-    add_lora,
-    add_routers,
-    attach_id_attention,
-    lora_parameters,
-)
+from uniportrait_lite.attention import IDConditions, add_routers, attach_id_attention
 from uniportrait_lite.backbone import IRResNet
 from uniportrait_lite.checkpoints import CallDefaults, UniPortraitConfig
 from uniportrait_lite.errors import ConfigError, WeightsError
 from uniportrait_lite.features import FaceFeatures, load_clip_vision
 from uniportrait_lite.id_embedding import IDEmbedding, IDEmbeddingConfig
 from uniportrait_lite.id_routing import LAMBDA, Routing, box_masks, routing_accuracy, routing_loss
+from uniportrait_lite.lora import SEVERAL, SINGLE, add_lora, lora_parameters
 from uniportrait_lite.quiet import no_progress_bars
 from uniportrait_lite.speed import fast_attention
 from uniportrait_lite.toyworld.pretrain import data as world
