@@ -136,3 +136,67 @@ def test_masks_and_settings_that_cannot_be_are_said(up, cleo, mask, given, says)
         compose.inpaint(up, "a woman", cleo, mask, **given)
     with pytest.raises(PictureError):
         compose.inpaint(up, "a woman", "nothing.png", np.ones((8, 8)))
+
+
+# --- sequences ------------------------------------------------------------------------------------------------------
+def test_a_story_has_its_people_in_every_panel_and_says_who_is_there(up):
+    ann, bob = (up.identity(FACES / f"{name}.png") for name in ("ann", "bob"))
+    panels = [("a woman at the beach", ann), ("a woman and a man in the park", [ann, bob]), ("the mountains", [])]
+    told = compose.story(up, panels, seed=4, steps=10)
+    assert [image.width for image in told.images] == [128, 192, 128]
+    assert [None if a is None else len(a.face_of) for a in told.assignments] == [1, 2, None]
+    assert told.everyone_once == tuple(a is None or a.distinct for a in told.assignments) and told.everyone_once[2]
+    alone = up("a woman at the beach", ann, seed=4, steps=10, distinct=True).images[0]
+    assert np.array_equal(np.asarray(alone), np.asarray(told.images[0]))
+    strip = told.strip(height=128, captions=["one", "two", "three"])
+    assert strip.width == 128 + 192 + 128 + 4 * 8 and 128 < strip.height < 200
+    assert np.array_equal(np.asarray(strip)[8:136, 8:136], np.asarray(told.images[0]))
+    long = told.strip(height=128, captions=["a very long story " * 5, "two", "three"])
+    assert long.height > strip.height and (np.asarray(long)[140:, 8:120] < 128).any()
+    with pytest.raises(ConfigError, match="2 captions for 3 panels"):
+        told.strip(captions=["one", "two"])
+
+
+def test_a_way_from_person_to_person_begins_with_one_and_ends_with_the_other(up):
+    ann, bob = (up.identity(FACES / f"{name}.png") for name in ("ann", "bob"))
+    frames = compose.morph(up, "a photo of a person", [ann, bob], frames=3, seed=1, steps=6)
+    ends = [up("a photo of a person", who, seed=1, steps=6).images[0] for who in (ann, bob)]
+    first, middle, last = (np.asarray(frame).astype(int) for frame in frames)
+    for frame, end in ((first, ends[0]), (last, ends[1])):
+        assert np.abs(frame - np.asarray(end)).max() <= 2  # a mixture that holds nothing of the other, up to rounding
+    apart = np.abs(first - last).mean()
+    assert np.abs(first - middle).mean() < apart and np.abs(middle - last).mean() < apart
+    moods = compose.morph(up, ["a smiling woman", "an angry woman"], ann, seed=1, steps=4)
+    assert len(moods) == 2 and not np.array_equal(*map(np.asarray, moods))
+
+
+def test_an_animation_goes_there_and_back(tmp_path):
+    frames = [Image.new("RGB", (16, 16), color) for color in ("red", "green", "blue")]
+    for name in ("a.gif", "b.webp"):
+        with Image.open(compose.save_animation(frames, tmp_path / "new" / name, seconds=0.4)) as read:
+            assert read.n_frames == 4 and read.info["loop"] == 0
+            colors = []
+            for k in range(4):
+                read.seek(k)
+                colors.append(int(np.asarray(read.convert("RGB")).mean((0, 1)).argmax()))
+                assert read.info["duration"] == 100
+        assert colors == [0, 1, 2, 1]
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["a.gif", "b.webp"]
+    with pytest.raises(PictureError, match="ends in .gif or .webp"):
+        compose.save_animation(frames, tmp_path / "a.png")
+    with pytest.raises(ConfigError, match="two frames"):
+        compose.save_animation(frames[:1], tmp_path / "a.gif")
+    with pytest.raises(ConfigError, match="of one size"):
+        compose.save_animation([frames[0], Image.new("RGB", (8, 8))], tmp_path / "a.gif")
+
+
+def test_what_is_no_story_and_no_way_is_said(up):
+    ann = up.identity(FACES / "ann.png")
+    for panels in ([], ["a woman"], [("a woman",)]):
+        with pytest.raises(ConfigError, match="a story is a list of panels"):
+            compose.story(up, panels)
+    for prompts, people in (("a woman", [ann]), (["a", "b"], [ann, ann])):
+        with pytest.raises(ConfigError):
+            compose.morph(up, prompts, people)
+    with pytest.raises(ConfigError, match="a frame for each"):
+        compose.morph(up, "a woman", [ann, ann, ann], frames=2)
