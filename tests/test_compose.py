@@ -111,6 +111,16 @@ def test_masks_of_every_kind_and_pictures_of_any_size_are_taken(up, cleo):
     assert np.array_equal(np.asarray(outs[0])[:, :75], np.asarray(odd)[:, :75])
 
 
+def test_a_large_picture_is_drawn_at_the_models_size_and_keeps_its_own(up):
+    large = Image.open(FACES / "cleo.png").convert("RGB")
+    assert large.size == (256, 256)
+    mask = compose.face_mask(large)
+    out = compose.inpaint(up, "a photo of a woman", large, mask, up.identity(FACES / "ann.png"), seed=0)
+    assert out.size == (256, 256) and len(upl.faces.detect(out)) == 1
+    assert np.array_equal(np.asarray(out)[np.asarray(mask) == 0], np.asarray(large)[np.asarray(mask) == 0])
+    assert face_similarity(out, FACES / "ann.png") > face_similarity(out, FACES / "cleo.png") + 0.1
+
+
 def test_the_mask_of_a_head_covers_its_box_and_that_of_clothes_lies_below(cleo):
     scene = portrait(Person.random(HELD_OUT[3]), seed=5, style="photo", glasses="none", hat="none")
     left, top, right, bottom = scene.faces[0].box

@@ -63,6 +63,7 @@ def inpaint(
     id_scale: float | None = None,
     structure_scale: float | None = None,
     feather: float = 2.0,
+    height: int | None = None,
 ) -> Image.Image:
     """The picture with what `mask` covers drawn anew, showing these people.
 
@@ -71,7 +72,9 @@ def inpaint(
     inpainting does for U-Nets without inputs for a mask; that pipeline takes latents of four channels only, this those
     of any autoencoder. `strength`: how much noise is put on what lies inside, 1 forgets it. At the end the picture's
     own pixels are laid around what was drawn, blended over `feather` pixels within the mask, so that outside of it
-    nothing changes at all. Raises `ConfigError` for a mask that is empty or of another shape, `PictureError`.
+    nothing changes at all. `height`: the picture is drawn so high, and what was drawn is scaled to the picture's size;
+    the model's own height where not given, as larger ones hold more than one face of the size that it knows.
+    Raises `ConfigError` for a mask that is empty or of another shape, `PictureError`.
     """
     image = read_picture(picture)
     inside = _inside(mask, image)
@@ -83,7 +86,12 @@ def inpaint(
     if round(steps * strength) < 1:
         raise ConfigError(f"a strength of {strength} leaves none of {steps} steps: give a larger one")
     multiple = 2 ** (len(up.unet.config.down_block_types) - 1) * up.pipe.vae_scale_factor
-    padded, area = _padded(image, multiple), _padded(Image.fromarray(np.uint8(255 * inside)), multiple)
+    own = up.unet.config.sample_size * up.pipe.vae_scale_factor
+    height = own if height is None else whole("height", height, multiple)
+    size = max(multiple, round(image.width * height / image.height)), height
+    small = image.resize(size, Image.Resampling.LANCZOS) if size != image.size else image
+    area = Image.fromarray(np.uint8(255 * inside)).resize(size, Image.Resampling.BOX)
+    padded, area = _padded(small, multiple), _padded(area, multiple)
     pipe = StableDiffusionImg2ImgPipeline(**up.pipe.components, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     keep = _Outside(pipe, padded, np.asarray(area) > 0, seed)
@@ -94,7 +102,8 @@ def inpaint(
         ).images[0]  # fmt: skip
     soft = Image.fromarray(np.uint8(255 * inside)).filter(ImageFilter.GaussianBlur(feather)) if feather else None
     share = inside if soft is None else np.minimum(np.asarray(soft) / 255 * 2 - 1, inside).clip(0, 1)
-    new, old = (np.asarray(x)[: image.height, : image.width].astype(np.float32) for x in (drawn, image))
+    drawn = drawn.crop((0, 0, *size)).resize(image.size, Image.Resampling.LANCZOS)
+    new, old = (np.asarray(x).astype(np.float32) for x in (drawn, image))
     return Image.fromarray(np.uint8(np.round(old + share[..., None] * (new - old))))
 
 
