@@ -1,13 +1,17 @@
 """Condition images, and people in existing pictures."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 import uniportrait_lite as upl
-from uniportrait_lite import compose, controls
+from uniportrait_lite import cli, compose, controls
 from uniportrait_lite.errors import ConfigError, NoFaceError, PictureError
-from uniportrait_lite.evaluation import face_similarity
+from uniportrait_lite.evaluation import composition, face_similarity
+from uniportrait_lite.evaluation.composition import edge_agreement, pose_errors
 from uniportrait_lite.folders import data_folder
 from uniportrait_lite.toyworld import Person, group, portrait
 from uniportrait_lite.toyworld.splits import HELD_OUT
@@ -210,3 +214,36 @@ def test_what_is_no_story_and_no_way_is_said(up):
             compose.morph(up, prompts, people)
     with pytest.raises(ConfigError, match="a frame for each"):
         compose.morph(up, "a woman", [ann, ann, ann], frames=2)
+
+
+# --- the evaluation -------------------------------------------------------------------------------------------------
+def test_edges_agree_within_a_pixel_and_no_further():
+    line = np.zeros((20, 20), bool)
+    line[:, 10] = True
+    assert edge_agreement(line, line) == 1 == edge_agreement(line, np.roll(line, 1, axis=1))
+    assert edge_agreement(line, np.roll(line, 2, axis=1)) == 0 == edge_agreement(line, np.zeros_like(line))
+    both = line | np.roll(line, 5, axis=1)
+    assert edge_agreement(both, line) == pytest.approx(2 / 3)  # half of its edges are there, and all of the other's
+
+
+def test_pose_errors_are_in_widths_of_the_face_that_is_meant():
+    scene = group([Person.random(HELD_OUT[n]) for n in range(2)], seed=2)
+    width = scene.faces[0].box[2] - scene.faces[0].box[0]
+    moved = [SimpleNamespace(landmarks=face.landmarks + [0, 0.1 * width]) for face in scene.faces[::-1]]
+    assert pose_errors(moved, scene)[0] == pytest.approx(0.1, rel=1e-3)
+    assert len(pose_errors(moved[:1], scene)) == 2 and max(pose_errors(moved[:1], scene)) > 0.5
+    assert pose_errors([], scene) == []
+
+
+def test_the_compose_protocol_runs_and_says_what_could_not_be_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(composition, "ASKED", ("place",))
+    monkeypatch.setattr(composition, "TOOLS", {"none": (), "depth": ("depth",)})
+    assert cli.main(["evaluate", "compose", "--people", "4", "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "compose.json").read_text())
+    text, portraits = result["tools"]
+    assert text["similar"] is None and portraits["similar"] > 0.1 and text["faces"] == portraits["faces"] == 1
+    assert 0 < portraits["pose"] < 0.5 and 0 < portraits["edges"] < 1
+    assert result["swapped"]["changed_outside"] == 0 and result["swapped"]["similar"] > result["swapped"]["to_the_old"]
+    assert "depth: not measured, no " in capsys.readouterr().out and "pretrain depth" in result["absent"]["depth"]
+    assert (tmp_path / "compose_swapped.png").is_file()
+    assert cli.main(["evaluate", "compose", "--people", "1"]) == 1

@@ -117,6 +117,8 @@ protocols:
              followed, beside the ceiling (real pictures), the floor (other people) and the ablations
   people     the same people in pairs and triples: who is there, who is missing, who is like whom, beside the ways
              without a router, and masks
+  compose    the same people beside ControlNets, and in pictures that there are: what each tool costs identity, and
+             identity the tool
   stack      the networks below: judge, detector, autoencoder and text to image, beside the project's goals
   speed      seconds to the first and to each further portrait, and memory, beside the project's goals
 
@@ -333,6 +335,12 @@ def _people():
     return main
 
 
+def _composition():
+    from uniportrait_lite.evaluation.composition import main
+
+    return main
+
+
 def _stack():
     from uniportrait_lite.evaluation.stack import main
 
@@ -346,7 +354,7 @@ def _speed():
 
 
 _STAGES = {"single_id": _single_id, "multi_id": _multi_id}
-_PROTOCOLS = {"identity": _identity, "people": _people, "stack": _stack, "speed": _speed}
+_PROTOCOLS = {"identity": _identity, "people": _people, "compose": _composition, "stack": _stack, "speed": _speed}
 
 
 # --- what they are given ----------------------------------------------------------------------------------------------
