@@ -5,10 +5,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import uniportrait_lite as upl
 from uniportrait_lite import cli, compose, controls
+from uniportrait_lite.compose.style import invert
 from uniportrait_lite.errors import ConfigError, NoFaceError, PictureError
 from uniportrait_lite.evaluation import composition, face_similarity
 from uniportrait_lite.evaluation.composition import edge_agreement, pose_errors
@@ -214,6 +216,42 @@ def test_what_is_no_story_and_no_way_is_said(up):
             compose.morph(up, prompts, people)
     with pytest.raises(ConfigError, match="a frame for each"):
         compose.morph(up, "a woman", [ann, ann, ann], frames=2)
+
+
+# --- style ----------------------------------------------------------------------------------------------------------
+def test_a_picture_goes_to_noise_and_comes_back(up):
+    image = portrait(Person.random(HELD_OUT[5]), seed=3, style="comic").image
+    way = invert(up.pipe, image, 20)
+    assert len(way) == 21 and way[0].shape == way[-1].shape
+    again = up.pipe("", latents=way[-1], num_inference_steps=20, guidance_scale=1.0).images[0]
+    other = up.pipe("", num_inference_steps=20, guidance_scale=1.0, generator=torch.Generator().manual_seed(0)).images[
+        0
+    ]
+    away, far = (np.abs(np.asarray(x).astype(int) - np.asarray(image)).mean() for x in (again, other))
+    assert away < 0.6 * far
+    assert np.abs(np.asarray(way[-1] - way[0])).mean() > 0.3
+
+
+def test_the_style_of_a_picture_comes_through_and_the_person_stays(up):
+    bob = up.identity(FACES / "bob.png")
+    spread = {}
+    for style in ("comic", "noir"):
+        reference = portrait(Person.random(HELD_OUT[5]), seed=3, style=style, background="park", hat="none").image
+        out = compose.in_style(up, "", reference, bob, seed=2)
+        values = np.asarray(out.convert("HSV"), float)
+        spread[style] = values[:60, :, 1].mean()  # how colourful the upper half is
+        assert out.size == (128, 128)
+        assert face_similarity(out, FACES / "bob.png") > face_similarity(out, reference) + 0.1
+    assert spread["noir"] < 0.7 * spread["comic"]
+    wide = compose.in_style(up, "two people", Image.new("RGB", (300, 200), "teal"), seed=0, steps=2)
+    assert wide.size == (192, 128)
+
+
+def test_a_style_that_cannot_be_is_said(up):
+    grey = Image.new("RGB", (128, 128), "grey")
+    for given, says in (({"shift": 1e9}, "shift"), ({"guidance": 0.5}, "guidance"), ({"steps": 1}, "steps")):
+        with pytest.raises(ConfigError, match=says):
+            compose.in_style(up, "a man", grey, **given)
 
 
 # --- the evaluation -------------------------------------------------------------------------------------------------
