@@ -12,7 +12,7 @@ from uniportrait_lite import checkpoints, cli
 from uniportrait_lite.adapter import UniPortrait
 from uniportrait_lite.checkpoints import CallDefaults
 from uniportrait_lite.errors import ConfigError, NoFaceError, WeightsError
-from uniportrait_lite.evaluation import face_similarity, metrics, report, speed
+from uniportrait_lite.evaluation import face_similarity, metrics, report, schedulers, speed
 from uniportrait_lite.evaluation import identity as protocol
 from uniportrait_lite.evaluation.portraits import Wish, decoded, pipeline, settings, with_identities, without_identity
 from uniportrait_lite.evaluation.rows import Row, check_absent, draw, figures, find_rows, wishes
@@ -438,3 +438,24 @@ def test_an_evaluation_without_networks_says_which_are_missing(tmp_path, monkeyp
     text = (tmp_path / "out" / "stack.md").read_text()
     assert "judge: not measured" in text and "vae: not measured" in text and "holds no autoencoder" in text
     assert cli.main(["evaluate", "stack", "--parts", "beauty"]) == 1
+
+
+def test_schedulers_are_compared_on_the_same_people_and_noise(tmp_path, capsys):
+    flags = ["--people", "2", "--steps", "2,3", "--schedulers", "DDIM,Euler", "--out", str(tmp_path)]
+    assert cli.main(["evaluate", "schedulers", *flags]) == 0
+    rows = json.loads((tmp_path / "schedulers.json").read_text())["rows"]
+    assert [(row["scheduler"], row["steps"]) for row in rows] == [("DDIM", 2), ("DDIM", 3), ("Euler", 2), ("Euler", 3)]
+    assert len({row["similar"] for row in rows}) == 4 and all(row["seconds"] > 0 for row in rows)
+    assert "| Euler " in (tmp_path / "schedulers.md").read_text()
+    for wrong, says in ((["--schedulers", "PNDM"], "no scheduler 'PNDM'"), (["--steps", "1"], "numbers from 2")):
+        assert cli.main(["evaluate", "schedulers", *flags, *wrong]) == 1
+        assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", list(schedulers.SCHEDULERS))
+def test_every_scheduler_goes_with_the_shipped_pipeline(name):
+    pipe = pipeline(data_folder("tiny") / "sd")
+    schedulers.use(pipe, name)
+    images = pipe("a woman in the snow", num_inference_steps=6, generator=torch.Generator().manual_seed(0)).images
+    assert type(pipe.scheduler).__name__ == schedulers.SCHEDULERS[name]
+    assert pipe.scheduler.config.prediction_type == "v_prediction" and np.asarray(images[0]).std() > 20

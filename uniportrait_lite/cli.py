@@ -120,6 +120,7 @@ protocols:
   compose    the same people beside ControlNets, and in pictures that there are: what each tool costs identity, and
              identity the tool
   stack      the networks below: judge, detector, autoencoder and text to image, beside the project's goals
+  schedulers identity and prompt following against steps, for the usual samplers
   speed      seconds to the first and to each further portrait, and memory, beside the project's goals
 
 examples:
@@ -353,8 +354,21 @@ def _speed():
     return main
 
 
+def _schedulers():
+    from uniportrait_lite.evaluation.schedulers import main
+
+    return main
+
+
 _STAGES = {"single_id": _single_id, "multi_id": _multi_id}
-_PROTOCOLS = {"identity": _identity, "people": _people, "compose": _composition, "stack": _stack, "speed": _speed}
+_PROTOCOLS = {
+    "identity": _identity,
+    "people": _people,
+    "compose": _composition,
+    "stack": _stack,
+    "speed": _speed,
+    "schedulers": _schedulers,
+}
 
 
 # --- what they are given ----------------------------------------------------------------------------------------------
