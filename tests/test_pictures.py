@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from uniportrait_lite.errors import PictureError, UniPortraitError
 from uniportrait_lite.pictures import MAX_SIDE, TINTS, read_picture, savable, save_picture, tinted
@@ -27,6 +27,7 @@ def corners(image: Image.Image) -> list[tuple[int, int, int]]:
     return [image.getpixel(at) for at in ((2, 2), (w - 3, 2), (2, h - 3), (w - 3, h - 3))]
 
 
+LAB = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
@@ -63,23 +64,56 @@ def test_transparency_is_laid_over_white(quarters):
         assert corners(read_picture(picture)) == [WHITE, GREEN, BLUE, WHITE]
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"])
+MODES = (
+    "1",
+    "L",
+    "LA",
+    "La",
+    "P",
+    "PA",
+    "RGBA",
+    "RGBa",
+    "RGBX",
+    "CMYK",
+    "YCbCr",
+    "LAB",
+    "HSV",
+    "I",
+    "F",
+    "I;16",
+    "I;16B",
+)
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_every_mode_becomes_rgb(mode, quarters):
     grey = Image.fromarray(quarters).convert("L")
     if mode == "F":
         image = Image.fromarray(np.asarray(grey, np.float32) / 255)
     elif mode in ("I", "I;16"):
         image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).convert(mode)
-    elif mode == "PA":
-        image = Image.fromarray(quarters).convert("P").convert("PA")
+    elif mode == "I;16B":
+        image = Image.frombytes(mode, grey.size, (np.asarray(grey).astype(">u2") * 257).tobytes())
+    elif mode in ("PA", "La", "RGBa"):  # made by way of another
+        image = Image.fromarray(quarters).convert({"PA": "P", "La": "LA", "RGBa": "RGBA"}[mode]).convert(mode)
+    elif mode == "LAB":
+        image = ImageCms.profileToProfile(Image.fromarray(quarters), *LAB, outputMode="LAB")
     else:
         image = Image.fromarray(quarters).convert(mode)
     assert image.mode == mode
     got = read_picture(image)
     assert got.mode == "RGB" and got.size == (40, 30)
-    assert got.getpixel((38, 28)) == WHITE
-    if mode in ("CMYK", "P", "PA"):
+    assert np.abs(np.subtract(got.getpixel((38, 28)), WHITE)).max() <= 1
+    if mode in ("CMYK", "P", "PA", "RGBA", "RGBa", "RGBX"):
         assert got.getpixel((2, 2)) == RED
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
+def test_of_an_animation_the_first_picture_is_taken(tmp_path, quarters, suffix):
+    frames = [Image.fromarray(quarters), Image.new("RGB", (40, 30), BLUE), Image.new("RGB", (40, 30), GREEN)]
+    lossless = {"lossless": True} if suffix == "webp" else {}
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], **lossless)
+    assert corners(read_picture(tmp_path / f"a.{suffix}")) == [RED, GREEN, BLUE, WHITE]
 
 
 def test_sixteen_bit_and_palette_files(tmp_path, quarters):
