@@ -1,6 +1,7 @@
 """What evaluation measures, on figures worked out by hand, and its two protocols, from prompts to tables."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from uniportrait_lite import checkpoints, cli
 from uniportrait_lite.adapter import UniPortrait
 from uniportrait_lite.checkpoints import CallDefaults
 from uniportrait_lite.errors import ConfigError, NoFaceError, WeightsError
-from uniportrait_lite.evaluation import face_similarity, metrics, report, speed
+from uniportrait_lite.evaluation import face_similarity, metrics, operations, report, speed
 from uniportrait_lite.evaluation import identity as protocol
 from uniportrait_lite.evaluation.portraits import Wish, decoded, pipeline, settings, with_identities, without_identity
 from uniportrait_lite.evaluation.rows import Row, check_absent, draw, figures, find_rows, wishes
@@ -438,3 +439,15 @@ def test_an_evaluation_without_networks_says_which_are_missing(tmp_path, monkeyp
     text = (tmp_path / "out" / "stack.md").read_text()
     assert "judge: not measured" in text and "vae: not measured" in text and "holds no autoencoder" in text
     assert cli.main(["evaluate", "stack", "--parts", "beauty"]) == 1
+
+
+# Counted operations
+
+
+def test_identities_cost_as_little_as_the_page_says():
+    found = operations.evaluate()
+    for people, goal in operations.GOALS.items():
+        assert 1 < found["fused"][people] / found["bare"] <= goal
+        assert found["fused"][people] < found["unfused"][people]
+    page = (Path(__file__).parents[1] / "docs" / "performance.md").read_text()
+    assert operations.operations_markdown(found) in page, "run it again: python -m uniportrait_lite evaluate operations"

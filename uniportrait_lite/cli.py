@@ -282,8 +282,16 @@ def _speed():
     return main
 
 
+def _operations():
+    from uniportrait_lite.evaluation.operations import main
+
+    return main
+
+
 _STAGES = {"single_id": _single_id, "multi_id": _multi_id}
-_PROTOCOLS = {"identity": _identity, "people": _people, "stack": _stack, "speed": _speed}
+_PROTOCOLS = {
+    "identity": _identity, "people": _people, "stack": _stack, "speed": _speed, "operations": _operations,
+}  # fmt: skip
 
 
 # --- what they are given ----------------------------------------------------------------------------------------------

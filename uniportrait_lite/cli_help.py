@@ -106,6 +106,7 @@ protocols:
              without a router, and masks
   stack      the networks below: judge, detector, autoencoder and text to image, beside the project's goals
   speed      seconds to the first and to each further portrait, and memory, beside the project's goals
+  operations what identities cost the U-Net of Stable Diffusion 1.5, counted: no weights are needed
 
 examples:
   {PROGRAM} evaluate identity --profile tiny
