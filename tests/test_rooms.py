@@ -11,8 +11,8 @@ PACKAGE = Path(uniportrait_lite.__file__).parent
 
 # In order: each may import those before it.
 LEAVES = (
-    "errors", "checks", "folders", "muon", "pictures", "quiet", "speed", "loop", "controls", "parts", "places",
-    "hardware", "cli_help",
+    "errors", "checks", "folders", "muon", "provenance", "pictures", "quiet", "speed", "loop", "controls", "parts",
+    "places", "hardware", "cli_help",
 )  # fmt: skip
 METHOD = (
     "backbone",
@@ -40,6 +40,7 @@ METHOD = (
 MAY_IMPORT = {
     **{room: set(LEAVES[:k]) for k, room in enumerate(LEAVES)},
     **{room: {*LEAVES, *METHOD[:k]} for k, room in enumerate(METHOD)},
+    "provenance": {"__init__"},  # the version
     "toyworld": {*LEAVES, "backbone"},  # its recogniser's recipe trains the backbone
     "compose": {*LEAVES, *METHOD},
     "evaluation": {*LEAVES, *METHOD, "toyworld", "__init__"},  # __init__: the public names, as users have them

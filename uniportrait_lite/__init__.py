@@ -23,7 +23,7 @@ _HOME = {
 _ROOMS = (
     "adapter", "attention", "backbone", "checkpoints", "compose", "controls", "errors", "evaluation", "faces",
     "features", "hardware", "id_embedding", "id_routing", "learn", "loop", "official", "parts", "pictures", "places",
-    "profiles", "sd15", "toyworld", "training",
+    "profiles", "provenance", "sd15", "toyworld", "training",
 )  # fmt: skip
 
 __all__ = [*_HOME, *_ROOMS]

@@ -33,6 +33,7 @@ from uniportrait_lite.image_prompt import ImageAdapter
 from uniportrait_lite.injection import Injection, below_compile
 from uniportrait_lite.lora import SEVERAL, SINGLE, add_lora, remove_lora
 from uniportrait_lite.parts import package_name
+from uniportrait_lite.provenance import origin, tell
 from uniportrait_lite.published import ENDINGS
 
 
@@ -97,8 +98,9 @@ class UniPortrait:
         id_attention: IDAttention,
         encoders: dict[str, Path | str],
         image_adapter: ImageAdapter | None = None,
+        weights: str | None = None,
     ):
-        self.pipe, self.config = pipe, config
+        self.pipe, self.config, self.weights = pipe, config, weights  # weights: their origin, in words
         self.unet: UNet2DConditionModel = _unet(pipe)
         self.id_embedding, self.id_attention = id_embedding, id_attention
         self._image_adapter = image_adapter
@@ -163,7 +165,7 @@ class UniPortrait:
             undo.pop_all()
         for weight in trained:
             weight.requires_grad_(False)
-        return cls(pipe, config, id_embedding.eval(), id_attention, encoders, image_adapter)
+        return cls(pipe, config, id_embedding.eval(), id_attention, encoders, image_adapter, origin(weights))
 
     def detach(self) -> None:
         """Gives the pipeline back as it was, bit for bit."""
@@ -333,6 +335,8 @@ class UniPortrait:
         drawn again, a few times at most, everyone kept to a region of their own; `.assignment` then says who is where
         (an `Assignment` a picture), `.tries` how many pictures were drawn again.
 
+        Pictures (PIL) know how they were made, which `pictures.save_picture` writes into PNG files (provenance.py).
+
         Image number i is drawn from `seed` + i, so it stays the same however many are asked for; without a seed each
         call differs. No identities: the pipeline as it was. An empty prompt is fine, and one longer than the text
         encoder reads is cut by the pipeline, which warns of it. Settings not given are those of the weights; further
@@ -379,6 +383,20 @@ class UniPortrait:
         maps = RoutingMaps() if routing else None
         with self.using(*people, id_scale=id_scale, structure_scale=structure_scale, masks=masks, maps=maps):
             out = self.pipe(prompt=list(prompts), **arguments, **pipe_arguments)
+        facts = {
+            "negative_prompt": negative_prompt,
+            "steps": arguments["num_inference_steps"],
+            "guidance": arguments["guidance_scale"],
+            "id_scale": self._scale("id_scale", id_scale),
+            "structure_scale": self._scale("structure_scale", structure_scale),
+            "people": len(people),
+            "weights": self.weights if people else None,
+            "base": origin(self.pipe.name_or_path) if self.pipe.name_or_path else None,
+        }
+        for place, image in enumerate(out[0]):
+            if isinstance(image, Image.Image):
+                noise = first + place if "generator" in arguments else None
+                tell(image, prompt=prompts[place // num_images], seed=noise, **facts)
         if routing:
             out.routing = maps
         if distinct:

@@ -55,6 +55,7 @@ def base_pipeline(found: Mapping[str, Place], dtype: torch.dtype) -> StableDiffu
             if path.is_file():
                 settings = found["settings"].path
                 pipe = StableDiffusionPipeline.from_single_file(str(path), config=str(settings), dtype=dtype)
+                pipe.register_to_config(_name_or_path=str(path))  # as the other way notes it
             else:
                 variant = _variant(path, dtype)
                 pipe = StableDiffusionPipeline.from_pretrained(path, dtype=dtype, variant=variant)
