@@ -557,3 +557,14 @@ def test_pictures_know_how_they_were_made(up, ann, tmp_path):
     assert told["weights"].endswith("/uniportrait") and told["weights"].count("/") == 1, "no path of this machine"
     plain = up(PROMPT).images[0]
     assert "seed" not in plain.info and "weights" not in plain.info and plain.info["people"] == "0"
+
+
+# Fused
+
+
+def test_another_active_lora_is_not_hidden_by_fused_weights(up, ann):
+    up.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), adapter_name="style")
+    up.unet.set_adapter("style")
+    with pytest.raises(ConfigError, match="another LoRA is active"), up.fused(1):
+        pass
+    up.unet.delete_adapters("style")

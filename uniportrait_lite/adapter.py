@@ -307,6 +307,18 @@ class UniPortrait:
         with self.injection.using(conditions, guided, masks, maps):
             yield self
 
+    @contextlib.contextmanager
+    def fused(self, people: int = 1) -> Iterator[UniPortrait]:
+        """Inside it pictures of this number of people are drawn faster, and no others can be.
+
+        The LoRA for them is added to the U-Net's weights in place of being computed beside them, 4% of a picture at
+        full size; pictures differ by rounding. Afterwards the weights are what they were, bit for bit. Raises
+        `ConfigError` where another LoRA is active, and inside for another number of people or for none.
+        """
+        self._check_attached()
+        with self.injection.fused(whole("people", people, 1)):
+            yield self
+
     def __call__(
         self,
         prompt: str | Sequence[str],

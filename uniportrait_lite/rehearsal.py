@@ -234,8 +234,8 @@ def run(
 ) -> dict[str, Any]:
     """Writes the files into OUT, loads them, and draws one, two and three people; prints and returns what it took.
 
-    `steps`: of a picture, those of the weights without it. Each picture is drawn `rounds` times, and the median taken.
-    Then the same pipeline without UniPortrait. Files that lie in OUT already are written again.
+    `steps`: of a picture, those of the weights without it. Each picture is drawn `rounds` times, with the LoRA fused,
+    and the median taken. Then the same pipeline without UniPortrait. Files that lie in OUT already are written again.
     """
     out = writable_folder(out, "give another --out")
     began = time.perf_counter()
@@ -252,7 +252,8 @@ def run(
     print(f"{len(people)} faces found and embedded in {time.perf_counter() - began:.1f} s")
     steps = steps or up.config.defaults.steps
     for count in range(1, len(people) + 1):
-        took, memory, picture = _timed(lambda n=count: up(PROMPT, people[:n], seed=0, steps=steps), rounds)
+        with up.fused(count):
+            took, memory, picture = _timed(lambda n=count: up(PROMPT, people[:n], seed=0, steps=steps), rounds)
         found[f"people_{count}"], found[f"memory_{count}"] = took, memory
         path = save_picture(picture, out / "pictures" / f"{count}.png")
         print(f"{count} in a picture: {took:.2f} s, {_shown(memory)}, {path}")
