@@ -30,14 +30,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig
 
-from uniportrait_lite import UniPortrait, checkpoints, official
-from uniportrait_lite.attention import IDConditions, add_routers, attach_id_attention
-from uniportrait_lite.backbone import IRConfig, IRResNet
-from uniportrait_lite.id_embedding import IDEmbedding, IDEmbeddingConfig
+from uniportrait_lite import UniPortrait, official
+from uniportrait_lite.attention import IDConditions
+from uniportrait_lite.id_embedding import IDEmbeddingConfig
 from uniportrait_lite.id_routing import Routing
-from uniportrait_lite.image_prompt import ImageAdapter
-from uniportrait_lite.lora import SEVERAL, SINGLE, add_lora
+from uniportrait_lite.lora import SEVERAL, SINGLE
 from uniportrait_lite.published import BACKBONE, FACEID, IP_ADAPTER, ROUTER
+from uniportrait_lite.rehearsal import layouts
 from uniportrait_lite.style_alignment import StyleAlignment
 
 TOLERANCE = 1e-4  # of an output's standard deviation
@@ -82,32 +81,12 @@ class Case(NamedTuple):
         return self.error / float(self.expected.std())
 
 
-def layouts(unet_config: dict, sizes: dict, rank: int, image_tokens: int, clip_width: int) -> dict[str, dict]:
-    """Keys and shapes of the published files for a U-Net and an ID embedding of these sizes, by the file's name."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**unet_config)
-        names, image_adapter = official.names(unet), ImageAdapter(unet, clip_width, image_tokens)
-        id_attention = attach_id_attention(unet)
-        add_lora(unet, rank, SINGLE)
-        add_lora(unet, rank, SEVERAL)
-        add_routers(id_attention, sizes["num_tokens"])
-        id_embedding = IDEmbedding(
-            IDEmbeddingConfig(
-                sizes["intrinsic_id_embedding_dim"], sizes["structure_embedding_dim"], sizes["dim"], sizes["depth"],
-                sizes["heads"], sizes["dim_head"], sizes["num_tokens"], sizes["ff_mult"], sizes["output_dim"],
-            )
-        )  # fmt: skip
-        backbone = IRResNet(IRConfig.ir101())
-    files = {
-        FACEID: (checkpoints.weights(id_embedding, id_attention, unet), names),
-        ROUTER: (checkpoints.multi_weights(id_attention, unet), names),
-        IP_ADAPTER: (image_adapter.state_dict(), names),
-        BACKBONE: (backbone.state_dict(), official.backbone_names(backbone.config)),
-    }
-    return {
-        file: {names(key): tuple(weight.shape) for key, weight in weights.items()}
-        for file, (weights, names) in files.items()
-    }
+def embedding(sizes: dict) -> IDEmbeddingConfig:
+    """The ID embedding that the cases describe."""
+    return IDEmbeddingConfig(
+        sizes["intrinsic_id_embedding_dim"], sizes["structure_embedding_dim"], sizes["dim"], sizes["depth"],
+        sizes["heads"], sizes["dim_head"], sizes["num_tokens"], sizes["ff_mult"], sizes["output_dim"],
+    )  # fmt: skip
 
 
 class Replay:
@@ -193,9 +172,10 @@ class Replay:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
     def layouts(self, sizes: dict) -> dict[str, dict]:
-        """See `layouts`."""
+        """Keys and shapes of the files."""
         unet, clip = self.cases["unet"], self.cases["embed"]["clip_config"]
-        return layouts(self.unet_config(sizes), sizes, unet["lora_rank"], unet["num_ip_tokens"], clip["projection_dim"])
+        width, tokens = clip["projection_dim"], unet["num_ip_tokens"]
+        return layouts(self.unet_config(sizes), embedding(sizes), unet["lora_rank"], width, tokens)
 
     # Kinds of cases: what follows the kind in a case's name, and the shape of its output -> our output
 

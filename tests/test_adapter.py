@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from uniportrait_lite import ConfigError, UniPortrait, WeightsError, adapter, profiles
 from uniportrait_lite.features import load_clip_vision
+from uniportrait_lite.pictures import save_picture
 
 PROMPT = "a woman in a park"
 
@@ -505,8 +506,6 @@ def test_importing_the_package_imports_nothing_heavy():
 def test_unknown_profiles_and_missing_weights_are_clear_errors(monkeypatch, tmp_path):
     with pytest.raises(ConfigError, match="profiles are tiny"):
         profiles.load("large")
-    with pytest.raises(ConfigError, match="UniPortrait.attach"):
-        profiles.load("sd15")
     monkeypatch.setenv("UPL_DATA", str(tmp_path))
     with pytest.raises(WeightsError, match="set UPL_DATA"):
         profiles.load("tiny")
@@ -546,3 +545,26 @@ def test_harmed_encoders_are_clear_errors_at_the_first_identity(harm, pipe, tmp_
     with pytest.raises(WeightsError, match="CLIP model"):
         up.identity_of_crops([crop(1)])
     up.detach()
+
+
+def test_pictures_know_how_they_were_made(up, ann, tmp_path):
+    images = up([PROMPT, "a man"], [ann], seed=5, num_images=2, negative_prompt="a hat", id_scale=0.3).images
+    assert [image.info["seed"] for image in images] == ["5", "6", "7", "8"]
+    assert [image.info["prompt"] for image in images] == [PROMPT, PROMPT, "a man", "a man"]
+    told = Image.open(save_picture(images[0], tmp_path / "a.png")).text
+    expected = {"negative_prompt": "a hat", "steps": "2", "guidance": "3.0", "id_scale": "0.3", "people": "1"}
+    assert expected.items() <= told.items() and told["structure_scale"] == "0.5"
+    assert told["weights"].endswith("/uniportrait") and told["weights"].count("/") == 1, "no path of this machine"
+    plain = up(PROMPT).images[0]
+    assert "seed" not in plain.info and "weights" not in plain.info and plain.info["people"] == "0"
+
+
+# Fused
+
+
+def test_another_active_lora_is_not_hidden_by_fused_weights(up, ann):
+    up.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), adapter_name="style")
+    up.unet.set_adapter("style")
+    with pytest.raises(ConfigError, match="another LoRA is active"), up.fused(1):
+        pass
+    up.unet.delete_adapters("style")

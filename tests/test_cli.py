@@ -14,7 +14,7 @@ from uniportrait_lite.toyworld import pretrain
 from uniportrait_lite.toyworld.pretrain import flags
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("portrait", "compare", "demo", "pretrain", "train", "evaluate")
+COMMANDS = ("portrait", "compare", "demo", "pretrain", "train", "evaluate", "fetch", "doctor", "rehearse")
 
 
 def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
@@ -63,6 +63,8 @@ def test_each_commands_help_has_an_example_that_parses(command, capsys):
         ["pretrain", "everything"],
         ["train"],
         ["evaluate", "beauty"],
+        ["fetch", "tiny"],
+        ["rehearse", "sd15"],
     ],
 )
 def test_wrong_usage_exits_with_2(arguments, capsys):

@@ -1,6 +1,7 @@
 """What evaluation measures, on figures worked out by hand, and its two protocols, from prompts to tables."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from uniportrait_lite import checkpoints, cli
 from uniportrait_lite.adapter import UniPortrait
 from uniportrait_lite.checkpoints import CallDefaults
 from uniportrait_lite.errors import ConfigError, NoFaceError, WeightsError
-from uniportrait_lite.evaluation import face_similarity, metrics, report, schedulers, speed
+from uniportrait_lite.evaluation import face_similarity, metrics, operations, report, schedulers, speed
 from uniportrait_lite.evaluation import identity as protocol
 from uniportrait_lite.evaluation.portraits import Wish, decoded, pipeline, settings, with_identities, without_identity
 from uniportrait_lite.evaluation.rows import Row, check_absent, draw, figures, find_rows, wishes
@@ -459,3 +460,15 @@ def test_every_scheduler_goes_with_the_shipped_pipeline(name):
     images = pipe("a woman in the snow", num_inference_steps=6, generator=torch.Generator().manual_seed(0)).images
     assert type(pipe.scheduler).__name__ == schedulers.SCHEDULERS[name]
     assert pipe.scheduler.config.prediction_type == "v_prediction" and np.asarray(images[0]).std() > 20
+
+
+# Counted operations
+
+
+def test_identities_cost_as_little_as_the_page_says():
+    found = operations.evaluate()
+    for people, goal in operations.GOALS.items():
+        assert 1 < found["fused"][people] / found["bare"] <= goal
+        assert found["fused"][people] < found["unfused"][people]
+    page = (Path(__file__).parents[1] / "docs" / "performance.md").read_text()
+    assert operations.operations_markdown(found) in page, "run it again: python -m uniportrait_lite evaluate operations"

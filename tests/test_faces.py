@@ -10,6 +10,7 @@ from PIL import Image
 
 from uniportrait_lite.errors import ConfigError, NoFaceError, PictureError, SeveralFacesError, WeightsError
 from uniportrait_lite.faces import CROP, DetectedFace, FaceDetector, detect, face_of, pick
+from uniportrait_lite.pictures import read_picture
 from uniportrait_lite.profiles import data_folder
 from uniportrait_lite.toyworld import Person, group, portrait, splits
 
@@ -100,6 +101,37 @@ def test_greyscale_and_transparent_pictures_and_files_give_the_face_too(tmp_path
         assert np.abs(face.landmarks - usual.landmarks).max() < 4
     with pytest.raises(PictureError):
         detect(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("kind", ["cmyk.jpg", "sixteen.png", "palette.gif", "turned.jpg", "huge.jpg"])
+def test_files_as_cameras_and_programs_write_them_give_the_face(tmp_path, kind):
+    image, path = portrait(PEOPLE[3], seed=4, style="photo", glasses="none", scale=4).image, tmp_path / kind
+    (usual,) = detect(image)
+    if kind == "cmyk.jpg":
+        image.convert("CMYK").save(path, quality=95)
+    elif kind == "sixteen.png":
+        Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(path)
+    elif kind == "palette.gif":
+        image.save(path, save_all=True, append_images=[Image.new("RGB", image.size)])
+    elif kind == "turned.jpg":
+        exif = Image.Exif()
+        exif[0x0112] = 8  # the camera lay on its side: turn left by 90 degrees
+        image.transpose(Image.Transpose.ROTATE_270).save(path, quality=95, exif=exif)
+    else:
+        image.resize((10_000, 10_000), Image.Resampling.NEAREST).save(path)  # 100 MP
+    (face,) = detect(path)
+    scale = image.width / read_picture(path).width
+    assert np.abs(scale * face.landmarks - usual.landmarks).max() < 0.06 * image.width
+
+
+def test_nothing_is_found_in_eight_pixels_and_one_of_five_has_to_be_chosen(tmp_path):
+    Image.new("RGB", (8, 8), (200, 170, 150)).save(tmp_path / "tiny.png")
+    with pytest.raises(NoFaceError, match="tiny.png: no face found"):
+        face_of(tmp_path / "tiny.png")
+    scene = group(PEOPLE[20:25], seed=6, style="photo", hat="none", scale=2).image
+    with pytest.raises(SeveralFacesError, match='5 faces.*face="largest".*face=4'):
+        face_of(scene)
+    assert face_of(scene, face="largest").crop.size == (CROP, CROP)
 
 
 def test_choosing_among_several():

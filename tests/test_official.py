@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from method_parts import EMBEDDING, WIDTH, crop, small_clip_vision, small_pipe, write_weights
 from safetensors.torch import load_file, save_file
 
-from uniportrait_lite import ConfigError, UniPortrait, WeightsError, checkpoints, official, published
+from uniportrait_lite import ConfigError, UniPortrait, WeightsError, checkpoints, official, published, rehearsal
 from uniportrait_lite.backbone import IRConfig, IRResNet
 from uniportrait_lite.image_prompt import ImageAdapter
 from uniportrait_lite.published import BACKBONE, FACEID, IP_ADAPTER, ROUTER
@@ -109,7 +109,7 @@ def change(path: Path, edit) -> None:
 
 @pytest.fixture(scope="module")
 def layouts():
-    return parity.layouts(SD15, PUBLISHED, rank=128, image_tokens=4, clip_width=1024)
+    return rehearsal.layouts(SD15, parity.embedding(PUBLISHED), rank=128, clip_width=1024)
 
 
 @pytest.mark.parametrize("file", [FACEID, ROUTER, IP_ADAPTER, BACKBONE])

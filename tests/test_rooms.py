@@ -10,7 +10,10 @@ import uniportrait_lite
 PACKAGE = Path(uniportrait_lite.__file__).parent
 
 # In order: each may import those before it.
-LEAVES = ("errors", "checks", "folders", "muon", "pictures", "quiet", "speed", "loop", "controls")
+LEAVES = (
+    "errors", "checks", "folders", "muon", "provenance", "pictures", "quiet", "speed", "loop", "controls", "parts",
+    "places", "hardware", "cli_help",
+)  # fmt: skip
 METHOD = (
     "backbone",
     "id_embedding",
@@ -30,12 +33,14 @@ METHOD = (
     "official",
     "injection",
     "adapter",
+    "sd15",
     "profiles",
 )
 
 MAY_IMPORT = {
     **{room: set(LEAVES[:k]) for k, room in enumerate(LEAVES)},
     **{room: {*LEAVES, *METHOD[:k]} for k, room in enumerate(METHOD)},
+    "provenance": {"__init__"},  # the version
     "toyworld": {*LEAVES, "backbone"},  # its recogniser's recipe trains the backbone
     "compose": {*LEAVES, *METHOD},
     "evaluation": {
@@ -50,7 +55,21 @@ MAY_IMPORT = {
     "demo": {*LEAVES, *METHOD, "evaluation", "__init__"},
     "weights": {*LEAVES, "toyworld", "training"},
     "gallery": {*LEAVES, *METHOD, "toyworld", "evaluation", "__init__"},
-    "cli": {*LEAVES, *METHOD, "toyworld", "training", "evaluation", "demo", "gallery", "weights", "__init__"},
+    "doctor": {*LEAVES, "__init__"},  # speaks where the rest cannot be imported
+    "rehearsal": {*LEAVES, *METHOD, "toyworld"},
+    "cli": {
+        *LEAVES,
+        *METHOD,
+        "toyworld",
+        "training",
+        "evaluation",
+        "demo",
+        "doctor",
+        "gallery",
+        "rehearsal",
+        "weights",
+        "__init__",
+    },  # fmt: skip
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -527,3 +527,32 @@ def test_distinct_reports_what_it_could_not_mend(pipe, folder):
     with pytest.raises(ConfigError, match="give some"):
         up(PROMPT, distinct=True, **size)
     up.detach()
+
+
+# --- the LoRA fused into the weights ---------------------------------------------------------------------------------
+
+
+def test_a_fused_lora_draws_the_same_and_leaves_the_weights_as_they_were(up, people):
+    before = {name: weight.clone() for name, weight in up.unet.state_dict().items()}
+    for some in (people[:1], people[:2]):
+        plain = up(PROMPT, some, seed=0, output_type="np").images
+        with up.fused(len(some)):
+            assert any(not torch.equal(weight, before[name]) for name, weight in up.unet.state_dict().items())
+            assert np.allclose(up(PROMPT, some, seed=0, output_type="np").images, plain, atol=1e-4)
+        after = up.unet.state_dict()
+        assert all(torch.equal(weight, before[name]) for name, weight in after.items())
+        assert np.array_equal(up(PROMPT, some, seed=0, output_type="np").images, plain)
+
+
+def test_inside_a_fused_lora_nothing_else_is_drawn(up, people):
+    before = {name: weight.clone() for name, weight in up.unet.state_dict().items()}
+    for wrong in (people[:2], []):
+        with pytest.raises(ConfigError, match="another number of people is fused"), up.fused(1):
+            up(PROMPT, wrong)
+    with up.fused(2):
+        for attempt in (up.detach, up.fused(2).__enter__):
+            with pytest.raises(ConfigError, match="fused.*leave that first"):
+                attempt()
+    assert all(torch.equal(weight, before[name]) for name, weight in up.unet.state_dict().items())
+    with pytest.raises(ConfigError, match="people is a whole number from 1"), up.fused(0):
+        pass

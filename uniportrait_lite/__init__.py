@@ -22,8 +22,8 @@ _HOME = {
 }
 _ROOMS = (
     "adapter", "attention", "backbone", "checkpoints", "compose", "controls", "errors", "evaluation", "faces",
-    "features", "id_embedding", "id_routing", "learn", "loop", "official", "pictures", "profiles", "toyworld",
-    "training",
+    "features", "hardware", "id_embedding", "id_routing", "learn", "loop", "official", "parts", "pictures", "places",
+    "profiles", "provenance", "sd15", "toyworld", "training",
 )  # fmt: skip
 
 __all__ = [*_HOME, *_ROOMS]

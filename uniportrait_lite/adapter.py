@@ -16,6 +16,7 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
+from torch.nn import Module
 
 from uniportrait_lite import checkpoints, official, published
 from uniportrait_lite.assignment import Assignment, assign
@@ -31,6 +32,8 @@ from uniportrait_lite.id_routing import RoutingMaps
 from uniportrait_lite.image_prompt import ImageAdapter
 from uniportrait_lite.injection import Injection, below_compile
 from uniportrait_lite.lora import SEVERAL, SINGLE, add_lora, remove_lora
+from uniportrait_lite.parts import package_name
+from uniportrait_lite.provenance import origin, tell
 from uniportrait_lite.published import ENDINGS
 
 
@@ -93,10 +96,11 @@ class UniPortrait:
         config: UniPortraitConfig,
         id_embedding: IDEmbedding,
         id_attention: IDAttention,
-        encoders: dict[str, Path],
+        encoders: dict[str, Path | str],
         image_adapter: ImageAdapter | None = None,
+        weights: str | None = None,
     ):
-        self.pipe, self.config = pipe, config
+        self.pipe, self.config, self.weights = pipe, config, weights  # weights: their origin, in words
         self.unet: UNet2DConditionModel = _unet(pipe)
         self.id_embedding, self.id_attention = id_embedding, id_attention
         self._image_adapter = image_adapter
@@ -120,7 +124,8 @@ class UniPortrait:
         """Adds UniPortrait to a pipeline: text to image, image to image, inpainting, ControlNet, any with such a U-Net.
 
         `weights` is a folder of ours, or the published files (see official.py): a folder that holds them, or the
-        faceid file. The encoders are where its config says, or where given here. `ip_adapter`, IP-Adapter's file or a
+        faceid file. The encoders are where its config says, or where given here; `faces` may also be the name of an
+        insightface package, as "buffalo_l". `ip_adapter`, IP-Adapter's file or a
         folder that holds it, makes `image_adapter`. On an error (`ConfigError`: not such a pipeline, attached before;
         `WeightsError`) the pipeline is left as it was.
         """
@@ -137,8 +142,8 @@ class UniPortrait:
             )
         given = {"backbone": backbone, "clip": clip, "faces": faces}
         encoders = {
-            name: Path(given[name] or published.folder_of(weights) / folder).expanduser().resolve()
-            for name, folder in config.encoders.items()
+            name: _encoder_place(name, given[name] or place, published.folder_of(weights), given[name] is None)
+            for name, place in config.encoders.items()
         }
         image_adapter = None if ip_adapter is None else official.load_ip_adapter(ip_adapter, unet)
         id_embedding = IDEmbedding(config.id_embedding)
@@ -160,7 +165,7 @@ class UniPortrait:
             undo.pop_all()
         for weight in trained:
             weight.requires_grad_(False)
-        return cls(pipe, config, id_embedding.eval(), id_attention, encoders, image_adapter)
+        return cls(pipe, config, id_embedding.eval(), id_attention, encoders, image_adapter, origin(weights))
 
     def detach(self) -> None:
         """Gives the pipeline back as it was, bit for bit."""
@@ -196,24 +201,36 @@ class UniPortrait:
         pixels = torch.from_numpy(np.stack([np.asarray(crop) for crop in crops])).permute(0, 3, 1, 2)
         if pixels.shape[1:] != (3, 224, 224):
             raise ConfigError(f"crops are RGB pictures of 224x224, and these are {tuple(pixels.shape[1:])}")
-        features = self._encoder()(pixels.to(self.unet.device, self.unet.dtype) / 255)
+        with self._at_work(self.features) as encoder:
+            features = encoder(pixels.to(self._device, self.unet.dtype) / 255)
         references = [IDFeatures(*(x[i : i + 1] for x in features)) for i in range(len(crops))]
         return Identity(((1.0, IDFeatures.of_references(references)),), tuple(crops))
 
-    def _encoder(self) -> FaceFeatures:
-        return self.features.to(self.unet.device, self.unet.dtype)
+    @property
+    def _device(self) -> torch.device:
+        """Where this pipeline computes: with offloading the U-Net rests elsewhere."""
+        return self.pipe._execution_device if hasattr(self.unet, "_hf_hook") else self.unet.device
+
+    @contextlib.contextmanager
+    def _at_work(self, network: Module) -> Iterator[Module]:
+        """A network where the pipeline computes. Afterwards it rests in main memory: pictures are drawn without it."""
+        with self._loading:  # no thread takes it away from another
+            yield network.to(self._device, self.unet.dtype)
+            network.to("cpu")
 
     @_Once
     def _nobody(self) -> IDFeatures:
-        return self._encoder().unconditional()
+        with self._at_work(self.features) as encoder:
+            return encoder.unconditional()
 
     @torch.no_grad()
     def tokens(self, identity: Identity | None, structure_scale: float | None = None) -> Tensor:
         """The ID tokens (1, 16, D) of an identity; of nobody (the unconditional ones) for None."""
         scale = self._scale("structure_scale", structure_scale)
-        embed = self.id_embedding.to(self.unet.device, self.unet.dtype)
         parts = ((1.0, self._nobody),) if identity is None else identity.parts
-        return sum(share * embed(*features.to(self.unet.device, self.unet.dtype), scale) for share, features in parts)
+        with self._at_work(self.id_embedding) as embed:
+            given = [(share, features.to(self._device, self.unet.dtype)) for share, features in parts]
+            return sum(share * embed(*features, scale) for share, features in given)
 
     @torch.no_grad()
     def conditions(
@@ -231,10 +248,9 @@ class UniPortrait:
                 raise ConfigError("this identity comes from other encoders: make it again with this UniPortrait")
         people = torch.stack([self.tokens(identity, structure_scale) for identity in identities], dim=1)
         nobody = self.tokens(None, structure_scale).unsqueeze(1).expand_as(people)
+        tokens = torch.cat([nobody, people]).to(self.unet.device)
         sentences, said = self._sentences([identity.sentence for identity in identities])
-        conditions = IDConditions(
-            torch.cat([nobody, people]), self._scale("id_scale", id_scale), sentences=sentences, said=said
-        )
+        conditions = IDConditions(tokens, self._scale("id_scale", id_scale), sentences=sentences, said=said)
         return conditions.projected(self.id_attention)
 
     def _sentences(self, texts: Sequence[str | None]) -> tuple[Tensor, Tensor] | tuple[None, None]:
@@ -291,6 +307,18 @@ class UniPortrait:
         with self.injection.using(conditions, guided, masks, maps):
             yield self
 
+    @contextlib.contextmanager
+    def fused(self, people: int = 1) -> Iterator[UniPortrait]:
+        """Inside it pictures of this number of people are drawn faster, and no others can be.
+
+        The LoRA for them is added to the U-Net's weights in place of being computed beside them, 4% of a picture at
+        full size; pictures differ by rounding. Afterwards the weights are what they were, bit for bit. Raises
+        `ConfigError` where another LoRA is active, and inside for another number of people or for none.
+        """
+        self._check_attached()
+        with self.injection.fused(whole("people", people, 1)):
+            yield self
+
     def __call__(
         self,
         prompt: str | Sequence[str],
@@ -318,6 +346,8 @@ class UniPortrait:
         With `distinct` each picture's faces are matched with the people, and where someone is doubled or missing it is
         drawn again, a few times at most, everyone kept to a region of their own; `.assignment` then says who is where
         (an `Assignment` a picture), `.tries` how many pictures were drawn again.
+
+        Pictures (PIL) know how they were made, which `pictures.save_picture` writes into PNG files (provenance.py).
 
         Image number i is drawn from `seed` + i, so it stays the same however many are asked for; without a seed each
         call differs. No identities: the pipeline as it was. An empty prompt is fine, and one longer than the text
@@ -365,6 +395,20 @@ class UniPortrait:
         maps = RoutingMaps() if routing else None
         with self.using(*people, id_scale=id_scale, structure_scale=structure_scale, masks=masks, maps=maps):
             out = self.pipe(prompt=list(prompts), **arguments, **pipe_arguments)
+        facts = {
+            "negative_prompt": negative_prompt,
+            "steps": arguments["num_inference_steps"],
+            "guidance": arguments["guidance_scale"],
+            "id_scale": self._scale("id_scale", id_scale),
+            "structure_scale": self._scale("structure_scale", structure_scale),
+            "people": len(people),
+            "weights": self.weights if people else None,
+            "base": origin(self.pipe.name_or_path) if self.pipe.name_or_path else None,
+        }
+        for place, image in enumerate(out[0]):
+            if isinstance(image, Image.Image):
+                noise = first + place if "generator" in arguments else None
+                tell(image, prompt=prompts[place // num_images], seed=noise, **facts)
         if routing:
             out.routing = maps
         if distinct:
@@ -396,12 +440,12 @@ class UniPortrait:
     @torch.no_grad()
     def _embeddings(self, crops: Sequence[Sequence[Image.Image]]) -> np.ndarray:
         """The face backbone's embedding of each list of a person's crops, of length 1: (people, D)."""
-        encoder = self._encoder()
         found = []
-        for pictures in crops:
-            pixels = torch.from_numpy(np.stack([np.asarray(crop) for crop in pictures])).permute(0, 3, 1, 2)
-            vectors = encoder.embedding(pixels.to(self.unet.device, self.unet.dtype) / 255).float()
-            found.append(torch.nn.functional.normalize(vectors.sum(0), dim=0).cpu().numpy())
+        with self._at_work(self.features) as encoder:
+            for pictures in crops:
+                pixels = torch.from_numpy(np.stack([np.asarray(crop) for crop in pictures])).permute(0, 3, 1, 2)
+                vectors = encoder.embedding(pixels.to(self._device, self.unet.dtype) / 255).float()
+                found.append(torch.nn.functional.normalize(vectors.sum(0), dim=0).cpu().numpy())
         return np.array(found, np.float32)
 
     # Checks
@@ -443,6 +487,14 @@ class UniPortrait:
     def _check_attached(self) -> None:
         if not self.injection.attached:
             raise ConfigError("this UniPortrait was detached: attach it again with UniPortrait.attach(pipe, weights)")
+
+
+def _encoder_place(name: str, place: str | Path, folder: Path, relative: bool) -> Path | str:
+    """An encoder's file or folder, `relative` to the weights' one or not; or the name of a package of face models."""
+    path = folder / place if relative else Path(place)
+    if name == "faces" and package_name(place) and not path.is_dir():
+        return str(place)
+    return path.expanduser().resolve()
 
 
 def _noise(seeds: Iterable[int]) -> list[torch.Generator]:

@@ -9,125 +9,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from uniportrait_lite import __version__
+from uniportrait_lite import __version__, cli_help
+from uniportrait_lite.cli_help import PROGRAM
 from uniportrait_lite.errors import UniPortraitError
 
-PROGRAM = "python -m uniportrait_lite"
 RECIPES = ("recogniser", "vae", "clip", "judge", "reader", "detector", "unet", "pose", "edges", "all")
-
-_EPILOG = f"""\
-examples:
-  {PROGRAM} demo
-      the people in data/faces, each in four portraits: outputs/portraits.png
-  {PROGRAM} portrait --face data/faces/ann.png --prompt "a portrait of a woman in the snow" --out ann.png
-      one portrait of your own wording
-  {PROGRAM} compare data/faces/ann.png ann.png
-      how alike the judge finds the two
-
-`{PROGRAM} COMMAND --help` explains each command.
-"""
-
-_PORTRAIT = f"""\
-What happens: the face is found and aligned, an ID embedding is made of it, and the diffusion model listens to it beside
-the prompt. The prompt says all that should differ from the reference: hat, glasses, clothes, expression, place, style.
-
-examples:
-  {PROGRAM} portrait --face ann.png --prompt "a smiling woman with a red beret" --out out.png
-  {PROGRAM} portrait --face ann_1.png --face ann_2.png --prompt "a woman, comic style" --out out.png
-      two references of the same person hold more of them than one
-  {PROGRAM} portrait --face crowd.png --which largest --prompt "a man at the beach" --out out.png
-      a picture with several faces: the largest one, or a number from left to right, from 0
-  {PROGRAM} portrait --face ann.png --prompt "a woman" --num-images 4 --out out.png
-      out_1.png to out_4.png, which differ in their noise
-  {PROGRAM} portrait --face ann.png --and bob.png --prompt "two people in the park" --out both.png
-      two people in one picture; --distinct draws again where someone is missing or there twice
-"""
-
-_COMPARE = f"""\
-The judge is a face recogniser that conditions nothing, and scores every portrait of the project: no network that draws
-was trained with it. 1 is the same picture, 0 is as alike as strangers;
-two pictures of the same person, and of two people, come out as data/README.md says.
-
-example:
-  {PROGRAM} compare data/faces/ann.png data/faces/ann_2.png
-"""
-
-_DEMO = f"""\
-The picture has a row for each person: the reference, then the portraits. The table says how alike each portrait is to
-its reference and, for comparison, to the other people's.
-
-examples:
-  {PROGRAM} demo
-  {PROGRAM} demo --faces my_faces --out outputs/mine.png --seed 3
-"""
-
-_GALLERY = f"""\
-Portraits, styles, pairs, triples, mixtures of two people, and the portraits that are least alike, with similarities.
-Seeds are fixed: the same weights draw the same pictures.
-
-example:
-  {PROGRAM} gallery
-"""
-
-_PRETRAIN = f"""\
-Each recipe draws its own data (nothing is downloaded), trains, and writes into data/tiny with a record of settings,
-steps, seconds, curve and metrics. Stopped at any moment, the same command goes on from its last checkpoint in runs/.
-`all` runs them in the order in which they need each other. Any setting of a recipe is a flag (--settings lists them).
-
-examples:
-  {PROGRAM} pretrain vae --settings
-  {PROGRAM} pretrain vae --hours 0.5
-  {PROGRAM} pretrain unet --steps 200 --out runs/try --folder runs/try/sd
-      a short try that leaves data/tiny as it is
-  {PROGRAM} pretrain all
-"""
-
-_WEIGHTS = f"""\
-The recipes of `pretrain all`, then both stages of `train`, then the page about them. Stopped at any moment, or carried
-to another machine with the folder runs/, the same command goes on. With --hours each part gets its share of them in
-place of its number of steps; drawing pictures and measuring come on top. The weights in the profile's folder are
-replaced one by one: until the last part is done they do not belong together.
-
-A profile of your own is a folder with two files, both optional:
-  profile.yaml   settings by part, as `unet: {{steps: 4000, widths: [32, 64, 96]}}`; see `pretrain NAME --settings` and
-                 `train STAGE --help` for their names
-  world.py       drawings of your own: a function group(people, seed, **fixed), see uniportrait_lite/toyworld/worlds.py
-
-examples:
-  {PROGRAM} weights --hours 8
-  {PROGRAM} weights --profile ./my_world
-  {PROGRAM} evaluate identity --profile ./my_world
-"""
-
-_TRAIN = f"""\
-stages:
-  single_id   the ID embedding, its attention layers and a LoRA learn to draw any one person
-  multi_id    after it: routers and a second LoRA learn to draw several people, each in their own face
-
-examples:
-  {PROGRAM} train single_id --profile tiny
-  {PROGRAM} train multi_id --profile tiny
-  {PROGRAM} train single_id --help
-      every setting of the stage; a YAML file of settings is --config FILE
-"""
-
-_EVALUATE = f"""\
-protocols:
-  identity   people whom no network was trained on: how alike portraits are to their references, how well prompts are
-             followed, beside the ceiling (real pictures), the floor (other people) and the ablations
-  people     the same people in pairs and triples: who is there, who is missing, who is like whom, beside the ways
-             without a router, and masks
-  compose    the same people beside ControlNets, and in pictures that there are: what each tool costs identity, and
-             identity the tool
-  stack      the networks below: judge, detector, autoencoder and text to image, beside the project's goals
-  schedulers identity and prompt following against steps, for the usual samplers
-  speed      seconds to the first and to each further portrait, and memory, beside the project's goals
-
-examples:
-  {PROGRAM} evaluate identity --profile tiny
-  {PROGRAM} evaluate speed
-  {PROGRAM} evaluate identity --help
-"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -135,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Portraits of people from reference pictures of their faces (UniPortrait, arXiv 2408.05939).",
-        epilog=_EPILOG,
+        epilog=cli_help.EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"uniportrait-lite {__version__}")
@@ -154,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         return added
 
     portrait = command(
-        "portrait", _portrait, "draw portraits of the person, or the people, on your pictures", _PORTRAIT
+        "portrait", _portrait, "draw portraits of the person, or the people, on your pictures", cli_help.PORTRAIT
     )
     portrait.add_argument(
         "--face",
@@ -188,18 +74,23 @@ def build_parser() -> argparse.ArgumentParser:
     portrait.add_argument(
         "--structure-scale", type=float, help="how much of the reference's pose and fine structure comes along"
     )
-    portrait.add_argument("--profile", default="tiny", help="tiny, or the folder of a profile of yours (default: tiny)")
+    portrait.add_argument(
+        "--profile", default="tiny", help="tiny, sd15, or the folder of a profile of yours (default: tiny)"
+    )
+    _takes_parts(portrait)
 
-    compare = command("compare", _compare, "say how alike the faces on two pictures are", _COMPARE)
+    compare = command("compare", _compare, "say how alike the faces on two pictures are", cli_help.COMPARE)
     compare.add_argument("a", metavar="A", help="a picture; of several faces the largest counts")
     compare.add_argument("b", metavar="B", help="another")
 
-    gallery = command("gallery", _gallery, "draw people whom nobody chose, and write a page about it", _GALLERY)
+    gallery = command("gallery", _gallery, "draw people whom nobody chose, and write a page about it", cli_help.GALLERY)
     gallery.add_argument(
         "--out", default="outputs", metavar="FOLDER", help="gets gallery.md and gallery/*.webp (default: %(default)s)"
     )
 
-    demo = command("demo", _demo, "draw each person of a folder in four portraits, and say how alike they are", _DEMO)
+    demo = command(
+        "demo", _demo, "draw each person of a folder in four portraits, and say how alike they are", cli_help.DEMO
+    )
     demo.add_argument(
         "--faces",
         default="data/faces",
@@ -209,18 +100,34 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", default="outputs/portraits.png", metavar="FILE", help="(default: %(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="(default: 0)")
 
-    pretrain = command("pretrain", _pretrain, "train the networks of the tiny profile from nothing", _PRETRAIN)
+    pretrain = command("pretrain", _pretrain, "train the networks of the tiny profile from nothing", cli_help.PRETRAIN)
     pretrain.add_argument("recipe", choices=RECIPES, help="which network")
     pretrain.add_argument("--profile", default="tiny", help="tiny, or the folder of a profile of yours (default: tiny)")
     pretrain.add_argument("--settings", action="store_true", help="list the recipe's settings, and train nothing")
 
-    weights = command("weights", _weights, "train every network of a profile, in order", _WEIGHTS)
+    weights = command("weights", _weights, "train every network of a profile, in order", cli_help.WEIGHTS)
     weights.add_argument("--profile", default="tiny", help="tiny, or the folder of a profile of yours (default: tiny)")
     weights.add_argument("--hours", type=float, help="time for all trainings together (default: by steps)")
 
+    fetch = command("fetch", _fetch, "download the files of a profile ahead", cli_help.FETCH)
+    fetch.add_argument("profile", choices=["sd15"], help="tiny comes with the repository")
+    _takes_parts(fetch)
+
+    doctor = command("doctor", _doctor, "say what is there, what is missing, and what will run", cli_help.DOCTOR)
+    _takes_parts(doctor)
+
+    rehearse = command("rehearse", _rehearse, "try a profile of full size with random weights", cli_help.REHEARSE)
+    rehearse.add_argument("profile", choices=["sd15"], help="which profile")
+    rehearse.add_argument("--out", required=True, metavar="FOLDER", help="gets the files and the pictures")
+    rehearse.add_argument("--small", action="store_true", help="narrow networks: seconds in place of minutes")
+    rehearse.add_argument("--steps", type=_count, metavar="N", help="of a picture (default: those of the weights, 20)")
+    rehearse.add_argument("--rounds", type=_count, default=3, metavar="N", help="the median of them (default: 3)")
+    rehearse.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
+    rehearse.add_argument("--dtype", help="float16, bfloat16 or float32 (default: by the device)")
+
     for name, run, help, epilog, choices in (
-        ("train", _train, "train the identity modules on top of a profile's frozen networks", _TRAIN, _STAGES),
-        ("evaluate", _evaluate, "measure portraits of people who were never trained on", _EVALUATE, _PROTOCOLS),
+        ("train", _train, "train the identity modules on top of a profile's frozen networks", cli_help.TRAIN, _STAGES),
+        ("evaluate", _evaluate, "measure portraits of people who were never trained on", cli_help.EVALUATE, _PROTOCOLS),
     ):
         added = command(name, run, help, epilog)
         inner = added.add_subparsers(dest="what", metavar="|".join(choices), required=True)
@@ -250,7 +157,7 @@ def _portrait(args: argparse.Namespace, rest: list[str]) -> None:
     from uniportrait_lite.pictures import savable, save_picture
 
     targets = [savable(target) for target in _targets(Path(args.out), args.num_images)]  # before minutes of drawing
-    up = uniportrait_lite.load(args.profile)
+    up = uniportrait_lite.load(args.profile, **_parts(args))
     people = [up.identity(pictures, face=args.which) for pictures in (args.face, *([other] for other in args.others))]
     names = ("steps", "guidance", "id_scale", "structure_scale")
     knobs = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
@@ -294,6 +201,33 @@ def _weights(args: argparse.Namespace, rest: list[str]) -> None:
     from uniportrait_lite import weights
 
     print(f"weights in {_quietly(lambda: weights.run(args.profile, args.hours))}")
+
+
+def _fetch(args: argparse.Namespace, rest: list[str]) -> None:
+    _no_more(args, rest)
+    from uniportrait_lite import places
+
+    for name, place in places.fetch(_parts(args)).items():
+        print(f"{name}: {place.path}; licence: {place.licence}")
+
+
+def _doctor(args: argparse.Namespace, rest: list[str]) -> None:
+    _no_more(args, rest)
+    from uniportrait_lite import doctor
+
+    for line in doctor.report(_parts(args)):
+        print(line, flush=True)
+
+
+def _rehearse(args: argparse.Namespace, rest: list[str]) -> None:
+    _no_more(args, rest)
+
+    def rehearse() -> None:
+        from uniportrait_lite import rehearsal
+
+        rehearsal.run(args.out, args.small, args.steps, args.rounds, args.device, args.dtype)
+
+    _quietly(rehearse)
 
 
 def _train(args: argparse.Namespace, rest: list[str]) -> None:
@@ -360,21 +294,38 @@ def _schedulers():
     return main
 
 
+def _operations():
+    from uniportrait_lite.evaluation.operations import main
+
+    return main
+
+
 _STAGES = {"single_id": _single_id, "multi_id": _multi_id}
 _PROTOCOLS = {
-    "identity": _identity,
-    "people": _people,
-    "compose": _composition,
-    "stack": _stack,
-    "speed": _speed,
-    "schedulers": _schedulers,
-}
+    "identity": _identity, "people": _people, "compose": _composition, "stack": _stack, "schedulers": _schedulers,
+    "speed": _speed, "operations": _operations,
+}  # fmt: skip
 
 
 # --- what they are given ----------------------------------------------------------------------------------------------
 def _no_more(args: argparse.Namespace, rest: list[str]) -> None:
     if rest:
         args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+
+
+_PARTS = ("base", "weights", "ip_adapter", "faces")
+
+
+def _takes_parts(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("parts of sd15", "a repository of the Hugging Face Hub, or a folder or file")
+    group.add_argument("--base", metavar="PLACE", help="a Stable Diffusion 1.5 checkpoint (one .safetensors will do)")
+    group.add_argument("--weights", metavar="PLACE", help="the published UniPortrait, or weights of yours")
+    group.add_argument("--ip-adapter", metavar="PLACE", help="IP-Adapter, and CLIP ViT-H in image_encoder beside it")
+    group.add_argument("--faces", metavar="PLACE", help="one of insightface's packages by name, or a folder with one")
+
+
+def _parts(args: argparse.Namespace) -> dict[str, str | None]:
+    return {name: getattr(args, name) for name in _PARTS}
 
 
 def _which(text: str) -> str | int:

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from uniportrait_lite.errors import PictureError
 from uniportrait_lite.pictures import read_picture, save_picture, tinted
+from uniportrait_lite.provenance import tell
 
 PROMPTS = (
     "a portrait of a person, smiling, at the beach",
@@ -126,7 +127,10 @@ def run(faces: str | Path = "data/faces", out: str | Path = "outputs/portraits.p
         for count in TOGETHER
         if count <= len(identities)
     ]
-    path = save_picture(below(grid(references, rows), groups), out)
+    sheet = below(grid(references, rows), groups)
+    asked = "; ".join([*PROMPTS, *(TOGETHER[len(each.names)] for each in groups)])
+    tell(sheet, prompt=asked, seed=seed, weights=up.weights, people=len(references))
+    path = save_picture(sheet, out)
     print(table(rows))
     for each in groups:
         alike = ", ".join(f"{name} {value:.2f}" for name, value in zip(each.names, each.own, strict=True))

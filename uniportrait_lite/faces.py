@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +18,14 @@ from PIL import Image
 
 from uniportrait_lite.errors import ConfigError, NoFaceError, SeveralFacesError, UniPortraitError, WeightsError
 from uniportrait_lite.folders import data_folder
+from uniportrait_lite.parts import NON_COMMERCIAL, OURS, package_name
 from uniportrait_lite.pictures import Picture, read_picture
+from uniportrait_lite.places import fetch
 
 CROP = 224  # pixels: what CLIP reads, and twice what a face backbone reads
 SMALLEST = 12  # pixels: a face less high than this says nothing about who it is
-DET_SIZE = 256  # what the tiny detector is trained for; insightface's own packages want 640
+DET_SIZE, THRESHOLD = 256, 0.7  # of the tiny detector: what it is trained for, what it was found to need
+PACKAGE_DET_SIZE, PACKAGE_THRESHOLD = 640, 0.5  # of insightface's packages, as insightface has them
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,18 +42,30 @@ class DetectedFace:
 class FaceDetector:
     """insightface's `FaceAnalysis` on a folder of ONNX files, or on one of its packages by name ("buffalo_l").
 
-    `threshold` is the least score of a face: of 123 found in 60 drawn scenes the true ones scored 0.96 and more, second
-    boxes on a face up to 0.76. `embed` also loads the recognition model.
-    Raises WeightsError if the folder holds no detector that can be read.
+    Pictures are looked at with `det_size` pixels, and `threshold` is the least score of a face: without them those of
+    the tiny detector (of 123 faces found in 60 drawn scenes the true ones scored 0.96 and more, second boxes on a face
+    up to 0.76), or of insightface's packages. `embed` also loads the recognition model.
+    insightface's models are for non-commercial research only, which is said on stderr when they are loaded; this
+    project's own are free. Raises WeightsError if there is no detector that can be read.
     """
 
     def __init__(
-        self, folder: str | os.PathLike, det_size: int = DET_SIZE, threshold: float = 0.7, embed: bool = False
+        self,
+        folder: str | os.PathLike,
+        det_size: int | None = None,
+        threshold: float | None = None,
+        embed: bool = False,
     ):
+        ours = is_ours(folder)
+        usual_size, usual_threshold = (DET_SIZE, THRESHOLD) if ours else (PACKAGE_DET_SIZE, PACKAGE_THRESHOLD)
+        det_size = usual_size if det_size is None else det_size
+        threshold = usual_threshold if threshold is None else threshold
         if det_size % 32 or det_size < 32:
             raise ConfigError(f"det_size={det_size} must be a multiple of 32, as 256")
         self.folder, self.det_size, self.threshold, self.embed = str(folder), det_size, threshold, embed
         self.app = _load(self.folder, ["detection", "recognition"] if embed else ["detection"])
+        if not ours:
+            print(f"the face models of {folder}: insightface's are for {NON_COMMERCIAL}", file=sys.stderr)
         if embed and "recognition" not in self.app.models:
             raise WeightsError(f"{folder} holds no recognition model (judge.onnx): {_MEND}")
         with contextlib.redirect_stdout(io.StringIO()):
@@ -154,10 +170,15 @@ def face_of(
 
 
 def detector_of(folder: str | os.PathLike | None = None, embed: bool = False) -> FaceDetector:
-    """The detector of a folder, loaded at the first call; of the tiny profile for None."""
+    """The detector of a folder or an insightface package, loaded at the first call; of the tiny profile for None."""
     if folder is None:
         folder = data_folder("tiny") / "face"
-    return _detector(str(Path(folder).expanduser().absolute()), embed)
+    return _detector(package_name(folder) or str(Path(folder).expanduser().absolute()), embed)
+
+
+def is_ours(folder: str | os.PathLike) -> bool:
+    """Whether these are face models of this project, and not insightface's."""
+    return (Path(folder).expanduser() / OURS).is_file()
 
 
 @functools.lru_cache(maxsize=4)
@@ -165,13 +186,18 @@ def _detector(folder: str, embed: bool) -> FaceDetector:
     return FaceDetector(folder, embed=embed)
 
 
-_MEND = "fetch the repository's data again (git checkout -- data), or train it: python -m uniportrait_lite pretrain"
+_MEND = (
+    "fetch the repository's data again (git checkout -- data), train it (python -m uniportrait_lite pretrain), or name "
+    "one of insightface's packages (buffalo_l)"
+)
 
 
 def _load(folder: str, modules: list[str]) -> Any:
     """insightface's application; its prints of model paths are dropped, its failures put in words."""
-    path = Path(folder).expanduser()
-    if (os.sep in folder or folder.startswith((".", "~"))) and not path.is_dir():
+    package, path = package_name(folder), Path(folder).expanduser()
+    if package is not None:
+        fetch({"faces": package}, only=("faces",))
+    elif not path.is_dir():
         raise WeightsError(f"there is no folder {path} with face models: {_MEND}")
     try:
         from insightface.app import FaceAnalysis

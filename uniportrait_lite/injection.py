@@ -101,6 +101,7 @@ class Injection:
         self._current: ContextVar[_Call | None] = ContextVar("identities", default=None)
         self._turn = threading.RLock()
         self._layers: Mapping[str, list] = {lora: list(lora_layers(unet, lora).values()) for lora in self.loras}
+        self._fused: str | None = None
         self._use(None)
         self._former = unet.__dict__.get("forward")  # accelerate's offloading has one here
         self._forward = unet.forward
@@ -125,8 +126,37 @@ class Injection:
         finally:
             self._current.reset(token)
 
+    @contextlib.contextmanager
+    def fused(self, people: int) -> Iterator[None]:
+        """Inside it the LoRA for this number of identities is a part of the weights, and the U-Net serves no others.
+
+        Afterwards the weights are what they were, bit for bit: main memory keeps a copy of those that change.
+        """
+        lora = self._lora_for(people)
+        with self._turn:
+            if self._fused is not None:
+                raise ConfigError("a LoRA is fused already: leave that first")
+            self._use(None)
+            layers = {layer: layer.get_base_layer().weight for layer in self._layers[lora]}
+            if any(layer.active_adapters or layer.merged for layer in layers):
+                raise ConfigError("another LoRA is active in this U-Net, and fusing would hide it: unload it first")
+            kept = {layer: weight.detach().to("cpu", copy=True) for layer, weight in layers.items()}
+            for layer in layers:
+                layer.merge(adapter_names=[lora])
+            self._fused = lora
+        try:
+            yield
+        finally:
+            with self._turn, torch.no_grad():
+                for layer, weight in layers.items():
+                    layer.unmerge()
+                    weight.copy_(kept[layer])
+                self._fused = None
+
     def detach(self) -> None:
         """Gives the U-Net back as it was. A wrapper that was wrapped in turn stays, and only passes calls on."""
+        if self._fused is not None:
+            raise ConfigError("a LoRA is fused into this U-Net's weights: leave that first, and then detach")
         self.attached = False
         if self.unet.__dict__.get("forward") is self._wrapper:
             del self.unet.forward
@@ -158,11 +188,16 @@ class Injection:
 
     def _use(self, identities: IDConditions | None) -> None:
         """Switches on the LoRA for this number of identities, and the other off."""
-        chosen = None
-        if identities is not None:
-            chosen = self.loras[0] if identities.tokens.shape[1] == 1 else self.loras[-1]
+        chosen = None if identities is None else self._lora_for(identities.tokens.shape[1])
+        if self._fused not in (None, chosen):
+            raise ConfigError(
+                "the LoRA for another number of people is fused into this U-Net's weights: draw these pictures outside"
+            )
         for lora, layers in self._layers.items():
             use_lora(layers, lora == chosen, lora)
+
+    def _lora_for(self, people: int) -> str:
+        return self.loras[0] if people == 1 else self.loras[-1]
 
     def _has_lora(self) -> bool:
         return all(lora in getattr(self.unet, "peft_config", {}) for lora in self.loras)

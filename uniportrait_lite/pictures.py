@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from uniportrait_lite.errors import PictureError
+from uniportrait_lite.provenance import told
 
 MAX_SIDE = 2048  # larger pictures are scaled down to this: no face is read at more than a few hundred pixels
 TINTS = ((230, 60, 60), (60, 120, 230), (60, 180, 90), (240, 180, 40), (160, 80, 200))  # one a person
@@ -77,7 +79,9 @@ def savable(path: str | os.PathLike) -> Path:
 def save_picture(image: Image.Image, path: str | os.PathLike) -> Path:
     """Writes the picture beside its place and moves it there, so that no half-written file is ever seen.
 
-    The suffix gives the format; missing folders are made. Raises PictureError where that cannot be done.
+    The suffix gives the format; missing folders are made. A PNG says in text chunks that it is generated, and what
+    the picture was told of itself (provenance.py); other formats carry none of that. Raises PictureError where that
+    cannot be done.
     """
     path = savable(path)
     kind = Image.registered_extensions()[path.suffix.lower()]
@@ -86,11 +90,18 @@ def save_picture(image: Image.Image, path: str | os.PathLike) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _writing(path):
         try:
-            image.save(temporary, format=kind)
+            image.save(temporary, format=kind, **({"pnginfo": _text(image)} if kind == "PNG" else {}))
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
     return path
+
+
+def _text(image: Image.Image) -> PngInfo:
+    chunks = PngInfo()
+    for keyword, value in told(image).items():
+        chunks.add_text(keyword, value)
+    return chunks
 
 
 def tinted(image: Image.Image, shares: np.ndarray, strength: float = 0.5) -> Image.Image:
@@ -146,7 +157,7 @@ def _over_white(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _from_array(np.asarray(image)).convert("RGB")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")  # Pillow takes La nowhere else
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")

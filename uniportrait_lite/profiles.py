@@ -1,7 +1,12 @@
-"""Profiles: a whole UniPortrait by name. `load("tiny")` is the toy world's, shipped with the project."""
+"""Profiles: a whole UniPortrait by name.
+
+`load("tiny")` is the toy world's, shipped with the project; `load("sd15")` the published weights on Stable Diffusion
+1.5, from the Hub or from folders of yours.
+"""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from uniportrait_lite.errors import ConfigError, WeightsError
@@ -16,19 +21,36 @@ PROFILES = ("tiny", "sd15")
 
 
 def load(
-    profile: str = "tiny", device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    profile: str = "tiny",
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    base: str | os.PathLike | None = None,
+    weights: str | os.PathLike | None = None,
+    ip_adapter: str | os.PathLike | None = None,
+    faces: str | os.PathLike | None = None,
+    offload: bool | None = None,
+    tiling: bool | None = None,
 ) -> UniPortrait:
-    """The UniPortrait of a profile, "tiny" or a folder of yours with one, ready for `identity` and calls.
+    """The UniPortrait of a profile, "tiny", "sd15" or a folder of yours with one, ready for `identity` and calls.
 
     Without `device` it takes a CUDA GPU if there is one, else the CPU; without `dtype` float32, as the tiny networks
-    gain nothing from less. Raises `ConfigError` for an unknown profile, `WeightsError` for missing weights.
+    gain nothing from less. For "sd15" both, `offload` and `tiling` are chosen from the hardware (hardware.py), and its
+    parts may be given: `base`, `weights`, `ip_adapter`, `faces`, each a Hub id or a place of yours (parts.py).
+    Raises `ConfigError` for an unknown profile and settings that cannot work, `WeightsError` for missing weights.
     """
     if not is_path(profile) and profile not in PROFILES:
         raise ConfigError(
             f"there is no profile {profile!r}: the profiles are {' and '.join(PROFILES)}, and folders, as ./{profile}"
         )
+    parts = {"base": base, "weights": weights, "ip_adapter": ip_adapter, "faces": faces}
+    settings = parts | {"offload": offload, "tiling": tiling}
     if profile == "sd15":
-        raise ConfigError("sd15 cannot be loaded by name yet: attach weights to a pipeline with UniPortrait.attach")
+        from uniportrait_lite import sd15
+
+        return sd15.load(parts, device, dtype, offload, tiling)
+    if given := [name for name, value in settings.items() if value is not None]:
+        raise ConfigError(f'{", ".join(given)}: for load("sd15") alone; {profile} has all its parts in its folder')
     folder = data_folder(profile)
     if not (folder / "sd" / "model_index.json").is_file():
         raise WeightsError(f"{folder / 'sd'} holds no pipeline (model_index.json): fetch or train the tiny stack again")

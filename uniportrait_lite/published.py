@@ -21,13 +21,10 @@ from torch import Tensor
 
 from uniportrait_lite.checkpoints import MODEL, writing
 from uniportrait_lite.errors import WeightsError
+from uniportrait_lite.parts import BACKBONE, FACEID, IP_ADAPTER, PARTS, ROUTER
 
-FACEID, ROUTER, BACKBONE, IP_ADAPTER = (
-    "uniportrait-faceid_sd15", "uniportrait-router_sd15", "glint360k_curricular_face_r101_backbone", "ip-adapter_sd15",
-)  # fmt: skip
 ENDINGS = (".safetensors", ".bin")
 _GROUPS = ("faceid_proj", "faceid_adapter", "image_proj", "ip_adapter")
-_HUB = dict.fromkeys((FACEID, ROUTER, BACKBONE), "Junjie96/UniPortrait") | {IP_ADAPTER: "h94/IP-Adapter"}
 _SIGNS = {  # what some key has in each kind of file, the most telling first
     "faceid_proj.": FACEID,
     "_router.": ROUTER,
@@ -93,7 +90,7 @@ def read(path: Path, kind: str) -> dict[str, Tensor]:
 
 
 def _fetch(kind: str) -> str:
-    return f"fetch {kind} from {_HUB[kind]} on the Hugging Face Hub"
+    return f"fetch {kind} from {PARTS['ip_adapter' if kind == IP_ADAPTER else 'weights'].origin}"
 
 
 def _cached(path: Path) -> dict[str, Tensor]:

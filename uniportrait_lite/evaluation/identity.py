@@ -21,6 +21,7 @@ from uniportrait_lite.evaluation.tables import contact_sheet, identity_markdown,
 from uniportrait_lite.evaluation.witnesses import Witnesses
 from uniportrait_lite.folders import data_folder, prompts_file
 from uniportrait_lite.pictures import save_picture
+from uniportrait_lite.provenance import origin, tell
 from uniportrait_lite.toyworld.pretrain.record import hardware
 
 KNOBS = ("steps", "guidance", "id_scale", "structure_scale")
@@ -93,11 +94,18 @@ def evaluate(
             images, seconds, used = draw(
                 pipe, weights, people, asked, knobs or {}, defaults or CallDefaults(), batch, bar.update
             )
-            origin = None if weights is None else str(weights)
-            row = Row(name, witnesses.look(images, texts), images, seconds, origin, used)
+            place = None if weights is None else str(weights)
+            row = Row(name, witnesses.look(images, texts), images, seconds, place, used)
             result["rows"].append(figures(row, real, people, prompts))
             publish(result, out)
-            save_picture(contact_sheet(row, result["rows"][-1], people, prompts), out / f"identity_{name}.png")
+            shown = contact_sheet(row, result["rows"][-1], people, prompts)
+            tell(
+                shown,
+                prompt="; ".join(prompt.text for prompt in prompts),
+                seed=seed,
+                weights=weights and origin(weights),
+            )
+            save_picture(shown, out / f"identity_{name}.png")
     return result
 
 

@@ -21,6 +21,7 @@ from uniportrait_lite.evaluation.subjects import UNSAID, Prompt, Subject, read_p
 from uniportrait_lite.evaluation.witnesses import Witnesses
 from uniportrait_lite.folders import data_folder, prompts_file
 from uniportrait_lite.pictures import save_picture
+from uniportrait_lite.provenance import tell
 from uniportrait_lite.toyworld.pretrain.record import hardware
 
 NUMBERS = {2: "two", 3: "three"}
@@ -124,7 +125,9 @@ def evaluate(folder: Path, rows: Sequence[str], asks: dict, people: Sequence[Sub
             result["rows"].append({"number": number, **found, "lowest_alone": float(np.mean(lowest))})
             write_json(result, out / "people.json")
             write_text(people_markdown(result), out / "people.md")
-            save_picture(_sheet(drawn, asks[number], people, found), out / f"people_{number}_{row}.png")
+            drawing = _sheet(drawn, asks[number], people, found)
+            tell(drawing, prompt="; ".join(dict.fromkeys(ask.text for ask in asks[number])), seed=asks[number][0].seed)
+            save_picture(drawing, out / f"people_{number}_{row}.png")
     return result
 
 

@@ -1,6 +1,5 @@
 """What a training shows of itself: a grid of pictures of people nobody trained on, and the judge's opinion of them."""
 
-import os
 from functools import cached_property
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from uniportrait_lite.adapter import UniPortrait
 from uniportrait_lite.assignment import assign
 from uniportrait_lite.evaluation import metrics
 from uniportrait_lite.faces import detector_of
+from uniportrait_lite.pictures import save_picture
 from uniportrait_lite.quiet import no_progress_bars
 from uniportrait_lite.toyworld import Scene, captions, splits
 from uniportrait_lite.toyworld.pretrain.recognition import crop
@@ -122,7 +122,4 @@ def save_grid(rows: list[list[Image.Image]], path: Path) -> None:
         for image in row:
             sheet.paste(image, (x, y * height))
             x += image.width
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    sheet.save(temporary, format="PNG")
-    os.replace(temporary, path)
+    save_picture(sheet, path)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from uniportrait_lite.loop import LoopConfig, train
+from uniportrait_lite.pictures import save_picture
 from uniportrait_lite.speed import fast_attention
 from uniportrait_lite.toyworld.pretrain.noisy import NoisyScenes
 from uniportrait_lite.toyworld.pretrain.record import depends, record, save_half
@@ -142,9 +143,7 @@ def run(**overrides) -> dict:
 
     def look(module, step):
         images = sample(pipeline(module.unet, folder, module.text_encoder), list(PROMPTS), seed=0)
-        temporary = Path(config.out) / "samples.tmp.png"
-        side_by_side(images).save(temporary)
-        os.replace(temporary, Path(config.out) / f"samples_{step:06d}.png")
+        save_picture(side_by_side(images), Path(config.out) / f"samples_{step:06d}.png")
         return {}
 
     loop = LoopConfig(
