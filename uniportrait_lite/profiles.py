@@ -46,8 +46,10 @@ def load(
     parts = {"base": base, "weights": weights, "ip_adapter": ip_adapter, "faces": faces}
     settings = parts | {"offload": offload, "tiling": tiling}
     if profile == "sd15":
-        from uniportrait_lite import sd15
+        from uniportrait_lite.quiet import no_progress_bars
 
+        with no_progress_bars():
+            from uniportrait_lite import sd15
         return sd15.load(parts, device, dtype, offload, tiling)
     if given := [name for name, value in settings.items() if value is not None]:
         raise ConfigError(f'{", ".join(given)}: for load("sd15") alone; {profile} has all its parts in its folder')
