@@ -75,8 +75,8 @@ def in_style(
 def invert(pipe: StableDiffusionPipeline, image: Image.Image, steps: int, given: dict | None = None) -> list[Tensor]:
     """A picture's latents (1, c, h, w), then these after each of so many steps to noise by DDIM (Song et al. 2020).
 
-    The U-Net is told nothing; `given` are its `cross_attention_kwargs`. From the last of them DDIM draws the picture
-    again, only softer.
+    The U-Net is told nothing; `given` are its `cross_attention_kwargs`. From the last of them DDIM draws a picture of
+    the same shapes, not always as bright: a schedule that ends in pure noise forgets that.
     """
     pixels = pipe.image_processor.preprocess(image).to(pipe.device, pipe.vae.dtype)
     latents = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
