@@ -19,8 +19,8 @@ second holds the solution between nbgrader's markers, and ends with the check:
 
     checks.as_tokens(as_tokens)
 
-Readers get `raise NotImplementedError` in the solution's place, the hint folded below the task and the solution folded
-below the stub; the solutions' notebook has the solution where it belongs. Numbers are counted here.
+Readers get `raise NotImplementedError` in the solution's place, and hint and solution folded below the task; the
+solutions' notebook has the solution where it belongs. Numbers are counted here.
 """
 
 from __future__ import annotations
@@ -59,14 +59,13 @@ class Exercise:
     stub: str
     check: str  # the line of code that checks it
 
-    def task_cell(self) -> str:
-        """The Markdown that a reader sees above the stub."""
+    def task_cell(self, solved: bool) -> str:
+        """The Markdown above the code: the task, hint and solution folded; no solution where it is solved."""
         facts = f"*{self.level}, about {self.minutes} minutes. You practise: {self.teaches}.*"
-        return f"### Exercise {self.number}: {self.title}\n\n{facts}\n\n{self.task}\n\n{_folded('Hint', self.hint)}"
-
-    def solution_cell(self) -> str:
-        """The Markdown below the stub: the solution, folded."""
-        return _folded(f"Solution of exercise {self.number}", f"```python\n{self.solution.strip()}\n```")
+        parts = [f"### Exercise {self.number}: {self.title}", facts, self.task, _folded("Hint", self.hint)]
+        if not solved:
+            parts.append(_folded("Solution", f"```python\n{self.solution.strip()}\n```"))
+        return "\n\n".join(parts)
 
 
 def read(source: str | os.PathLike) -> list[NotebookNode | Exercise]:
@@ -100,10 +99,8 @@ def cells(source: str | os.PathLike, solved: bool) -> Iterator[tuple[str, str, s
         if not isinstance(item, Exercise):
             yield item.cell_type, item.source, item.source.partition("\n")[0], list(item.metadata.get("tags", ()))
             continue
-        yield "markdown", item.task_cell(), f"exercise {item.name}", []
+        yield "markdown", item.task_cell(solved), f"exercise {item.name}", []
         yield "code", (item.solution if solved else item.stub) + item.check, f"exercise {item.name}", []
-        if not solved:
-            yield "markdown", item.solution_cell(), f"solution of {item.name}", []
 
 
 def _exercise(task: NotebookNode, code: NotebookNode | None, number: int) -> Exercise:

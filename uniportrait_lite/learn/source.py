@@ -14,6 +14,7 @@ def show_source(thing: Any) -> None:
     """Shows the code of a function, a method or a class of this package below the cell, and says where it stands."""
     from IPython.display import Markdown, display
 
+    thing = inspect.unwrap(thing)  # below no_grad and the like
     place = Path(inspect.getsourcefile(thing)).resolve().relative_to(PACKAGE.parent).as_posix()
     code = textwrap.dedent(inspect.getsource(thing)).rstrip()
     display(Markdown(f"`{thing.__qualname__}` in `{place}`:\n\n```python\n{code}\n```"))

@@ -28,6 +28,8 @@ logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells
 CELL, GAP, FONT = 128, 8, 11  # pixels: a picture's height (that of the tiny profile's), between pictures, of letters
 COLUMNS = 5  # what a page is wide enough for
 WIDTH, DPI = 7.2, 92  # of plots: inches, and pixels an inch
+LETTERS = 9  # points: of a plot's titles and labels
+STYLE = {"font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False}
 TONES = 64  # of a plot: a fifth of the bytes of all colours, and nobody sees it
 QUALITY = 62  # of JPEG: about 4 KB a picture, so that a notebook of sixty stays below 300 KB
 
@@ -49,10 +51,12 @@ def axes(columns: int = 1, rows: int = 1, height: float = 2.6, **settings: Any) 
 
     `settings` go to `Figure.subplots`.
     """
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    drawing = Figure(figsize=(WIDTH, height * rows), dpi=DPI, layout="constrained")
-    return drawing, drawing.subplots(rows, columns, **settings)
+    with rc_context(STYLE):
+        drawing = Figure(figsize=(WIDTH, height * rows), dpi=DPI, layout="constrained")
+        return drawing, drawing.subplots(rows, columns, **settings)
 
 
 def plot(drawing: Figure, says: str) -> None:
@@ -70,7 +74,8 @@ def heat(values: Any, picture: Picture | None = None, highest: float | None = No
     """
     from matplotlib import colormaps
 
-    shares = np.clip(np.asarray(values, np.float64) / max(highest or float(np.max(values)), 1e-12), 0, 1)
+    values = np.asarray(values, np.float64)
+    shares = np.clip(values / max(highest or values.max(), 1e-12), 0, 1)
     small = Image.fromarray((colormaps["inferno"](shares)[..., :3] * 255).astype(np.uint8))
     if picture is None:
         return small.resize((CELL, CELL), Image.Resampling.NEAREST)
@@ -92,18 +97,23 @@ def marked(picture: Picture, faces: Sequence[DetectedFace]) -> Image.Image:
 
 
 def live(
-    draw: Callable[..., Picture | Sequence[Picture] | Figure], says: str | None = None, **controls: Widget
+    draw: Callable[..., Picture | Sequence[Picture] | dict[str, Picture] | Figure],
+    says: str | None = None,
+    **controls: Widget,
 ) -> None:
     """Controls above the pictures, or the plot, that `draw` makes of their values: at once, and again at each change.
 
-    `controls`: ipywidgets by the argument of `draw` whose value they give. What is drawn is an ordinary output, so that
-    it stays where no kernel runs: `says` is a plot's text there. Give sliders `continuous_update=False`.
+    `draw` returns a picture, several, a dictionary of pictures by their titles, or a matplotlib figure. `controls` are
+    ipywidgets by the argument of `draw` whose value they give. What is drawn is an ordinary output, so that it stays
+    where no kernel runs: `says` is a plot's text there. Give sliders `continuous_update=False`.
     """
     from IPython.display import display
 
     def drawn() -> tuple[dict[str, str], dict]:
         made = draw(**{name: control.value for name, control in controls.items()})
-        return plotted(made, says or "a plot") if hasattr(made, "savefig") else _bundle(made)
+        if hasattr(made, "savefig"):
+            return plotted(made, says or "a plot")
+        return _bundle(list(made.values()), list(made)) if isinstance(made, dict) else _bundle(made)
 
     data, metadata = drawn()
     display(_Controls(list(controls.values())))
@@ -162,6 +172,9 @@ def _bundle(images, titles=None, columns=None) -> tuple[dict[str, str], dict]:
 
 def plotted(drawing: Figure, says: str) -> tuple[dict[str, str], dict]:
     """What Jupyter displays of a matplotlib figure (by MIME type), and its metadata."""
+    for axis in drawing.axes:
+        for text in (axis.title, axis.xaxis.label, axis.yaxis.label):
+            text.set_fontsize(LETTERS)
     buffer, small = io.BytesIO(), io.BytesIO()
     drawing.savefig(buffer, format="png", metadata={"Software": None})
     Image.open(buffer).convert("RGB").quantize(TONES, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)

@@ -79,7 +79,7 @@ def equal(got: Any, wanted: Tensor, mistakes: Mapping[str, Tensor] | None = None
         raise Mistake(
             f"it returns the shape {shape}, and {right} is wanted" + (": two dimensions are swapped" if turned else "")
         )
-    demand(got.dtype == wanted.dtype, f"it returns {got.dtype}, and its input is {wanted.dtype}: keep the dtype")
+    demand(got.dtype == wanted.dtype, f"it returns {got.dtype}, and {wanted.dtype} is wanted: keep the dtype")
     demand(bool(torch.isfinite(got.float()).all()), "some of its values are infinite or NaN: what is divided by 0?")
     off = (got.detach().float() - wanted.detach().float()).abs().max()
     demand(_close(got, wanted, tolerance), f"the shape is right, the values are not: they differ by up to {off:.2g}")
