@@ -1,5 +1,7 @@
 """Notebooks are what their sources generate, run in order, small, and readable where nothing runs."""
 
+import base64
+import io
 import json
 import shutil
 
@@ -70,7 +72,8 @@ def test_committed_notebooks_are_what_their_sources_generate(name):
 
 
 def test_every_committed_notebook_has_a_source():
-    assert {path.stem for path in notebooks.FOLDER.glob("*.ipynb")} <= set(notebooks.names_in())
+    made = {path for name in notebooks.names_in() for path in notebooks.targets(name)}
+    assert {*notebooks.FOLDER.glob("*.ipynb"), *notebooks.FOLDER.glob("solutions/*.ipynb")} == made
 
 
 # --- building ---------------------------------------------------------------------------------------------------------
@@ -203,6 +206,25 @@ def test_a_figure_wants_a_title_for_each_picture():
         viz.figure([Image.new("RGB", (8, 8))] * 2, ["one"])
     with pytest.raises(ConfigError, match="no picture"):
         viz.figure([])
+
+
+def test_a_plot_is_small_and_says_what_it_shows():
+    drawing, (left, right) = viz.axes(2, height=2)
+    left.plot([0, 1], [0, 1])
+    right.imshow(np.random.default_rng(0).random((16, 16)))
+    data, metadata = viz.plotted(drawing, "a line beside noise")
+    assert data["text/plain"] == metadata["image/png"]["alt"] == "a line beside noise"
+    picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
+    assert picture.size == (int(viz.WIDTH * viz.DPI), 2 * viz.DPI) and len(data["image/png"]) < 30_000
+
+
+def test_heat_is_bright_where_the_map_is_high():
+    values = np.zeros((4, 4))
+    values[0, 0] = 2
+    alone, on_picture = viz.heat(values), viz.heat(values, Image.new("RGB", (64, 64), (0, 0, 200)))
+    assert sum(alone.getpixel((2, 2))) > 500 > 100 > sum(alone.getpixel((100, 100)))
+    assert on_picture.size == (64, 64) and sum(on_picture.getpixel((4, 4))) > 500
+    assert sum(viz.heat(values, highest=4).getpixel((2, 2))) < sum(alone.getpixel((2, 2)))
 
 
 def test_marked_draws_box_and_landmarks_on_a_copy():

@@ -1,1 +1,2 @@
-"""What only notebooks need: `viz` shows pictures, `notebooks` makes the notebooks from their sources."""
+"""What only notebooks need: `viz` shows pictures and plots, `source` the package's code, `checks` judges exercises,
+`notebooks` makes the notebooks from their sources, exercises open and solved (`exercises`)."""

@@ -1,7 +1,8 @@
 """Notebooks from their sources: `python -m uniportrait_lite.learn.notebooks build|check [NAME ...]`.
 
 `notebooks/src/NN_name.py` (percent format) is what people edit; `notebooks/NN_name.ipynb` is made of it, run from top
-to bottom and stored with what it showed. Needs the `dev` extra.
+to bottom and stored with what it showed. A source with exercises (see exercises.py) also makes
+`notebooks/solutions/NN_name.ipynb`, in which they are solved. Needs the `dev` extra.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import jupytext
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
 from uniportrait_lite.errors import ConfigError, UniPortraitError
+from uniportrait_lite.learn import exercises
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 MAX_BYTES, MAX_LINES, MAX_CELLS = 300_000, 25, 60  # of a file; of code in a cell; in a notebook
@@ -45,15 +46,21 @@ def names_in(folder: Path = FOLDER) -> list[str]:
     return sorted(path.stem for path in (folder / "src").glob("[0-9]*.py"))
 
 
-def generate(source: str | os.PathLike) -> NotebookNode:
+def targets(name: str, folder: Path = FOLDER) -> dict[Path, bool]:
+    """The notebooks that a source makes, and whether their exercises are solved."""
+    found = {folder / f"{name}.ipynb": False}
+    if exercises.exercises_of(folder / "src" / f"{name}.py"):
+        found[folder / "solutions" / f"{name}.ipynb"] = True
+    return found
+
+
+def generate(source: str | os.PathLike, solved: bool = False) -> NotebookNode:
     """A source -> its notebook, not run yet; the same source gives the same notebook, cell ids included."""
-    read = jupytext.read(source, fmt="py:percent")
     notebook = nbformat.v4.new_notebook(metadata=_METADATA)
     used: dict[str, int] = {}
-    for cell in read.cells:
-        tags = cell.metadata.get("tags")
-        made = {"code": nbformat.v4.new_code_cell, "markdown": nbformat.v4.new_markdown_cell}[cell.cell_type]
-        notebook.cells.append(made(cell.source, id=_cell_id(cell, used), metadata={"tags": list(tags)} if tags else {}))
+    for kind, text, key, tags in exercises.cells(source, solved):
+        made = {"code": nbformat.v4.new_code_cell, "markdown": nbformat.v4.new_markdown_cell}[kind]
+        notebook.cells.append(made(text, id=_cell_id(kind, key, used), metadata={"tags": tags} if tags else {}))
     return notebook
 
 
@@ -81,14 +88,22 @@ def execute(notebook: NotebookNode, folder: Path = FOLDER, progress: bool = Fals
         output.get("data", {}).pop(_WIDGET, None)  # a model that is gone; its plain text says what it was
 
 
-def build(name: str, folder: Path = FOLDER, progress: bool = False) -> Path:
-    """Makes and runs one notebook; writes it whole, or raises ConfigError where a cell fails or a habit is broken."""
-    source, target = folder / "src" / f"{name}.py", folder / f"{name}.ipynb"
+def build(name: str, folder: Path = FOLDER, progress: bool = False) -> list[Path]:
+    """Makes and runs a source's notebooks; writes each whole, or ConfigError: a cell fails, a habit is broken."""
+    source = folder / "src" / f"{name}.py"
     if not source.is_file():
         raise ConfigError(f"there is no {source.name} in {source.parent}: there are {', '.join(names_in(folder))}")
-    notebook = generate(source)
+    made = targets(name, folder)
+    for target, solved in made.items():
+        _build(source, target, solved, progress)
+    return list(made)
+
+
+def _build(source: Path, target: Path, solved: bool, progress: bool) -> None:
+    notebook, name = generate(source, solved), f"{target.parent.name}/{target.stem}"
+    target.parent.mkdir(exist_ok=True)
     try:
-        execute(notebook, folder, progress)
+        execute(notebook, target.parent, progress)
     except CellExecutionError as error:
         raise ConfigError(f"{name} was not written, as a cell fails:\n{error}") from error
     text = nbformat.writes(notebook) + "\n"
@@ -100,16 +115,20 @@ def build(name: str, folder: Path = FOLDER, progress: bool = False) -> Path:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-    return target
 
 
 def check(name: str, folder: Path = FOLDER) -> list[str]:
-    """What is wrong with a stored notebook, one line each: it must be what its source generates, run in order."""
-    source, target = folder / "src" / f"{name}.py", folder / f"{name}.ipynb"
-    for path in (source, target):
-        if not path.is_file():
-            return [f"{path.name} is missing: make notebooks"]
-    expected, stored = generate(source), nbformat.read(target, as_version=nbformat.NO_CONVERT)
+    """What is wrong with a source's stored notebooks, one line each: they must be what it generates, run in order."""
+    source = folder / "src" / f"{name}.py"
+    if not source.is_file():
+        return [f"{source.name} is missing: make notebooks"]
+    return [problem for target, solved in targets(name, folder).items() for problem in _check(source, target, solved)]
+
+
+def _check(source: Path, target: Path, solved: bool) -> list[str]:
+    if not target.is_file():
+        return [f"{'solutions/' if solved else ''}{target.name} is missing: make notebooks"]
+    expected, stored = generate(source, solved), nbformat.read(target, as_version=nbformat.NO_CONVERT)
     problems = []
     if (stored.nbformat, stored.nbformat_minor) != (expected.nbformat, expected.nbformat_minor):
         problems.append(f"it is of notebook format {stored.nbformat}.{stored.nbformat_minor}")
@@ -122,7 +141,7 @@ def check(name: str, folder: Path = FOLDER) -> list[str]:
         if differ:
             problems.append(f"cell {number} differs from its source in {', '.join(differ)}")
     problems += habits(stored, target.stat().st_size)
-    return [f"{name}: {problem}" for problem in problems]
+    return [f"{'solutions/' if solved else ''}{target.stem}: {problem}" for problem in problems]
 
 
 def habits(notebook: NotebookNode, size: int) -> Iterator[str]:
@@ -166,10 +185,9 @@ def _outputs(notebook: NotebookNode) -> Iterator[NotebookNode]:
     return (output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs)
 
 
-def _cell_id(cell: NotebookNode, used: dict[str, int]) -> str:
-    """Of the kind and first line, so that editing a cell's body, or the cells around it, keeps its id."""
-    first = next(iter(cell.source.splitlines()), "")
-    name = hashlib.sha256(f"{cell.cell_type} {first}".encode()).hexdigest()[:8]
+def _cell_id(kind: str, key: str, used: dict[str, int]) -> str:
+    """Of the kind and first line, or the exercise's name: editing a cell's body, or the cells around it, keeps it."""
+    name = hashlib.sha256(f"{kind} {key}".encode()).hexdigest()[:8]
     used[name] = used.get(name, 0) + 1
     return name if used[name] == 1 else f"{name}-{used[name]}"
 
@@ -195,9 +213,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 failed |= bool(problems)
             else:
                 print(f"{name}:", flush=True)
-                path = build(name, args.folder, progress=True)
-                seconds, size = time.perf_counter() - began, path.stat().st_size
-                print(f"{path.name}: {size / 1000:.0f} KB, run in {seconds:.0f} s")
+                paths = build(name, args.folder, progress=True)
+                sizes = " and ".join(f"{path.stat().st_size / 1000:.0f} KB" for path in paths)
+                print(f"{name}: {sizes}, run in {time.perf_counter() - began:.0f} s")
         except UniPortraitError as error:
             print(error, file=sys.stderr)
             failed = True

@@ -1,17 +1,19 @@
 """Pictures in notebooks: all at one size, small in the file, and readable where nothing runs.
 
-Drawn with Pillow: no fonts are searched for, so that nothing is printed the first time, and every machine gets the
-same figure. Needs Jupyter (the `dev` extra); each figure carries its number and size of pictures as plain text, which
-nbval compares, and its titles as alternative text, which it does not.
+Grids of pictures are drawn with Pillow, curves and diagrams with matplotlib. Needs Jupyter (the `dev` extra). Each
+figure carries plain text, which nbval compares: the number and size of its pictures, or what a plot shows; and titles
+as alternative text, which it does not compare.
 """
 
 from __future__ import annotations
 
 import base64
 import io
+import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from ipywidgets import VBox, Widget
 from PIL import Image, ImageDraw, ImageFont
 
@@ -19,8 +21,16 @@ from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.faces import DetectedFace
 from uniportrait_lite.pictures import Picture, read_picture
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of its cache, the first time
 CELL, GAP, FONT = 128, 8, 11  # pixels: a picture's height (that of the tiny profile's), between pictures, of letters
 COLUMNS = 5  # what a page is wide enough for
+WIDTH, DPI = 7.2, 92  # of plots: inches, and pixels an inch
+LETTERS = 9  # points: of a plot's titles and labels
+STYLE = {"font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False}
+TONES = 64  # of a plot: a fifth of the bytes of all colours, and nobody sees it
 QUALITY = 62  # of JPEG: about 4 KB a picture, so that a notebook of sixty stays below 300 KB
 
 
@@ -36,6 +46,45 @@ def show(images: Picture | Sequence[Picture], titles: Sequence[str] | None = Non
     display(data, metadata=metadata, raw=True)
 
 
+def axes(columns: int = 1, rows: int = 1, height: float = 2.6, **settings: Any) -> tuple[Figure, Any]:
+    """A matplotlib figure as wide as a page, `height` inches a row, and its axes; to be shown with `plot`.
+
+    `settings` go to `Figure.subplots`.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        drawing = Figure(figsize=(WIDTH, height * rows), dpi=DPI, layout="constrained")
+        return drawing, drawing.subplots(rows, columns, **settings)
+
+
+def plot(drawing: Figure, says: str) -> None:
+    """Shows a matplotlib figure below the cell; `says` stands in its place where pictures are not shown."""
+    from IPython.display import display
+
+    data, metadata = plotted(drawing, says)
+    display(data, metadata=metadata, raw=True)
+
+
+def heat(values: Any, picture: Picture | None = None, highest: float | None = None) -> Image.Image:
+    """A map (h, w) in colours, dark for 0 and bright for `highest` (its largest value, if not given).
+
+    With a picture the map lies on it, in the colour of fire, where it is not 0.
+    """
+    from matplotlib import colormaps
+
+    values = np.asarray(values, np.float64)
+    shares = np.clip(values / max(highest or values.max(), 1e-12), 0, 1)
+    small = Image.fromarray((colormaps["inferno"](shares)[..., :3] * 255).astype(np.uint8))
+    if picture is None:
+        return small.resize((CELL, CELL), Image.Resampling.NEAREST)
+    image = read_picture(picture)
+    cover = Image.fromarray((shares * 215).astype(np.uint8)).resize(image.size, Image.Resampling.BICUBIC)
+    image = Image.blend(image, image.convert("L").convert("RGB"), 0.6)
+    return Image.composite(small.resize(image.size, Image.Resampling.BICUBIC), image, cover)
+
+
 def marked(picture: Picture, faces: Sequence[DetectedFace]) -> Image.Image:
     """The picture with each face's box and five landmarks drawn into it."""
     image = read_picture(picture)
@@ -47,16 +96,24 @@ def marked(picture: Picture, faces: Sequence[DetectedFace]) -> Image.Image:
     return image
 
 
-def live(draw: Callable[..., Picture | Sequence[Picture]], **controls: Widget) -> None:
-    """Controls above the pictures that `draw` makes of their values: drawn at once, and again at each change.
+def live(
+    draw: Callable[..., Picture | Sequence[Picture] | dict[str, Picture] | Figure],
+    says: str | None = None,
+    **controls: Widget,
+) -> None:
+    """Controls above the pictures, or the plot, that `draw` makes of their values: at once, and again at each change.
 
-    `controls`: ipywidgets by the argument of `draw` whose value they give. The pictures are an ordinary output, so that
-    they stay where no kernel runs. Give sliders `continuous_update=False`.
+    `draw` returns a picture, several, a dictionary of pictures by their titles, or a matplotlib figure. `controls` are
+    ipywidgets by the argument of `draw` whose value they give. What is drawn is an ordinary output, so that it stays
+    where no kernel runs: `says` is a plot's text there. Give sliders `continuous_update=False`.
     """
     from IPython.display import display
 
     def drawn() -> tuple[dict[str, str], dict]:
-        return _bundle(draw(**{name: control.value for name, control in controls.items()}))
+        made = draw(**{name: control.value for name, control in controls.items()})
+        if hasattr(made, "savefig"):
+            return plotted(made, says or "a plot")
+        return _bundle(list(made.values()), list(made)) if isinstance(made, dict) else _bundle(made)
 
     data, metadata = drawn()
     display(_Controls(list(controls.values())))
@@ -111,6 +168,18 @@ def _bundle(images, titles=None, columns=None) -> tuple[dict[str, str], dict]:
     data = {"image/jpeg": base64.b64encode(buffer.getvalue()).decode(), "text/plain": text}
     alt = f"{text}: {'; '.join(titles)}" if titles else text
     return data, {"image/jpeg": {"alt": alt}}
+
+
+def plotted(drawing: Figure, says: str) -> tuple[dict[str, str], dict]:
+    """What Jupyter displays of a matplotlib figure (by MIME type), and its metadata."""
+    for axis in drawing.axes:
+        for text in (axis.title, axis.xaxis.label, axis.yaxis.label):
+            text.set_fontsize(LETTERS)
+    buffer, small = io.BytesIO(), io.BytesIO()
+    drawing.savefig(buffer, format="png", metadata={"Software": None})
+    Image.open(buffer).convert("RGB").quantize(TONES, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    data = {"image/png": base64.b64encode(small.getvalue()).decode(), "text/plain": says}
+    return data, {"image/png": {"alt": says}}
 
 
 def _fitted(image: Image.Image) -> Image.Image:

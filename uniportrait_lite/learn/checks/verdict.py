@@ -1,0 +1,99 @@
+"""How a check comes to its verdict."""
+
+from __future__ import annotations
+
+import functools
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+OPEN = "Not solved yet: write your code in place of the line that raises NotImplementedError, and run the cell again."
+
+
+class Verdict:
+    """What a check says: true if the answer is right, and in words."""
+
+    def __init__(self, right: bool, message: str):
+        self.right, self.message = right, message
+
+    def __bool__(self) -> bool:
+        return self.right
+
+    def __repr__(self) -> str:
+        return self.message
+
+
+class Mistake(Exception):
+    """Raised by a check, with the mistake in words."""
+
+
+def check(lesson: str) -> Callable[[Callable[..., None]], Callable[..., Verdict]]:
+    """Makes a check of a function that takes the reader's answers and raises `Mistake` where they are wrong.
+
+    `lesson` is what to keep of it, said when the answer is right. An untouched stub and an answer that stops with an
+    error get verdicts of their own.
+    """
+
+    def made(judge: Callable[..., None]) -> Callable[..., Verdict]:
+        @functools.wraps(judge)
+        def verdict(*answers: Callable) -> Verdict:
+            try:
+                for answer in answers:
+                    demand(callable(answer), f"give the function itself, not {type(answer).__name__}: no brackets")
+                judge(*answers)
+            except NotImplementedError:
+                return Verdict(False, OPEN)
+            except Mistake as mistake:
+                return Verdict(False, f"Not yet: {mistake}")
+            except Exception as error:
+                return Verdict(False, f"Not yet: {_stopped(error, answers)}")
+            return Verdict(True, f"Right. {lesson}")
+
+        return verdict
+
+    return made
+
+
+def demand(fulfilled: bool, mistake: str) -> None:
+    """Raises `Mistake` unless fulfilled."""
+    if not fulfilled:
+        raise Mistake(mistake)
+
+
+def equal(got: Any, wanted: Tensor, mistakes: Mapping[str, Tensor] | None = None, tolerance: float = 1e-4) -> None:
+    """Raises `Mistake` unless an answer is the wanted tensor: in type, shape, dtype, device and values.
+
+    `mistakes`: what wrong answers look like, by what to say of them. They are looked at before anything general.
+    """
+    demand(got is not None, "it returns None: is there a `return`?")
+    demand(isinstance(got, Tensor), f"it returns a {type(got).__name__}, and a tensor is wanted: stay in torch")
+    demand(got.device == wanted.device, f"it returns a tensor on {got.device}, and its input is on {wanted.device}")
+    for message, wrong in (mistakes or {}).items():
+        demand(not _close(got, wrong, tolerance), message)
+    shape, right = tuple(got.shape), tuple(wanted.shape)
+    if shape != right:
+        turned = sorted(shape) == sorted(right)
+        raise Mistake(
+            f"it returns the shape {shape}, and {right} is wanted" + (": two dimensions are swapped" if turned else "")
+        )
+    demand(got.dtype == wanted.dtype, f"it returns {got.dtype}, and {wanted.dtype} is wanted: keep the dtype")
+    demand(bool(torch.isfinite(got.float()).all()), "some of its values are infinite or NaN: what is divided by 0?")
+    off = (got.detach().float() - wanted.detach().float()).abs().max()
+    demand(_close(got, wanted, tolerance), f"the shape is right, the values are not: they differ by up to {off:.2g}")
+
+
+def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    if a.shape != b.shape:
+        return False
+    return torch.allclose(a.detach().double(), b.detach().double(), rtol=tolerance, atol=tolerance)
+
+
+def _stopped(error: Exception, answers: tuple[Callable, ...]) -> str:
+    """Where and why an answer stops, in one line."""
+    names = {getattr(answer, "__name__", "") for answer in answers}
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name in names]
+    where = f" in `{lines[-1].line}`" if lines and lines[-1].line else ""
+    return f"it stops with {type(error).__name__}: {error}{where}"

@@ -1,0 +1,92 @@
+"""Diagrams of the method, with the tiny profile's tensor shapes, and below them the paper's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from uniportrait_lite.learn import viz
+
+BLUE, GREEN, ORANGE, GREY = "#d6e6f7", "#d9efd9", "#fbe3cc", "#eeeeee"  # networks, features, ID tokens, pictures
+
+
+class _Board:
+    """Boxes and arrows on a canvas of `width` x `height` units, y upwards."""
+
+    def __init__(self, height: float, width: float = 100):
+        self.figure, self.axes = viz.axes(height=height)
+        self.axes.set(xlim=(0, width), ylim=(0, width * height / viz.WIDTH), aspect="equal")
+        self.axes.axis("off")
+
+    def box(self, x: float, y: float, w: float, h: float, text: str, shapes: tuple[str, ...] = (), color: str = BLUE):
+        """A box with its lower left corner at (x, y): a name, the shape here, and the paper's."""
+        from matplotlib.patches import FancyBboxPatch
+
+        style = "round,pad=0,rounding_size=0.8"
+        self.axes.add_patch(FancyBboxPatch((x, y), w, h, boxstyle=style, fc=color, ec="#666666", lw=0.8))
+        lines = [(text, "black", 8), *zip(shapes, ("#1f4e79", "#999999"), (7.5, 6.5), strict=False)]
+        for k, (line, ink, size) in enumerate(lines):
+            level = y + h / 2 + (len(lines) - 1) * 1.3 - 2.6 * k
+            self.axes.text(x + w / 2, level, line, ha="center", va="center", fontsize=size, color=ink)
+
+    def arrow(self, *points: tuple[float, float], text: str = "", color: str = "#444444") -> None:
+        """A line through the points, with a head at the last; `text` stands above its first piece."""
+        for a, b in zip(points, points[1:], strict=False):
+            style = "-|>" if b == points[-1] else "-"
+            arrow = {"arrowstyle": style, "color": color, "lw": 0.9, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 8}
+            self.axes.annotate("", xy=b, xytext=a, arrowprops=arrow)
+        if text:
+            (x0, y0), (x1, y1) = points[:2]
+            self.note((x0 + x1) / 2, (y0 + y1) / 2 + 1.5, text)
+
+    def note(self, x: float, y: float, text: str, **settings: Any) -> None:
+        """Small text around (x, y)."""
+        self.axes.text(x, y, text, **{"ha": "center", "va": "center", "fontsize": 7, "color": "#444444"} | settings)
+
+    def frame(self, x: float, y: float, w: float, h: float) -> None:
+        """A dashed frame around what belongs together."""
+        from matplotlib.patches import Rectangle
+
+        self.axes.add_patch(Rectangle((x, y), w, h, fc="none", ec="#999999", lw=0.8, ls="--"))
+
+    def show(self, says: str) -> None:
+        """Shows the diagram below the cell."""
+        viz.plot(self.figure, says)
+
+
+def face_features() -> None:
+    """From a picture to intrinsic ID features and face structure features."""
+    board = _Board(height=3.3)
+    top, low, h = 30, 5, 9
+    board.box(1, 18, 9, h, "picture", ("H x W",), GREY)
+    board.box(15, 18, 11, h, "aligned crop", ("224 x 224",), GREY)
+    board.arrow((10, 22.5), (15, 22.5))
+    board.note(12.5, 28.5, "detect,\nalign")
+    stages = [("16 x 56 x 56", "(64)"), ("32 x 28 x 28", "(128)"), ("64 x 14 x 14", "(256)"), ("128 x 7 x 7", "(512)")]
+    for k, shapes in enumerate(stages):
+        x = 29 + 14 * k
+        board.box(x, top, 11.5, h, f"stage {k + 1}", shapes)
+        if k:
+            board.arrow((x - 2.5, top + h / 2), (x, top + h / 2))
+    board.arrow((20.5, 27), (20.5, top + h / 2), (29, top + h / 2))
+    board.note(23.5, top + h / 2 + 2, "112 px")
+    board.box(86, top, 13, h, "head", ("vector 128", "(512)"), GREY)
+    board.arrow((82.5, top + h / 2), (86, top + h / 2), color="#aaaaaa")
+    board.box(66, 17, 21.5, h, "intrinsic ID features $F_r$", ("49 x 128", "(49 x 512)"), GREEN)
+    board.arrow((76.75, top), (76.75, 17 + h))
+    board.box(29, low, 11.5, h, "CLIP", ("256 x 96", "(256 x 1280)"))
+    board.arrow((20.5, 18), (20.5, low + h / 2), (29, low + h / 2))
+    board.note(24.5, low + h / 2 + 2, "224 px")
+    board.box(
+        62, low - 2, 25.5, h + 2, "face structure features $F_s$", ("256 x (112 + 96)", "(256 x (448 + 1280))"), GREEN
+    )
+    board.arrow((40.5, low + h / 2), (62, low + h / 2))
+    board.note(51, low + h / 2 - 2, "second-to-last layer")
+    for k in range(3):
+        x = 34.75 + 14 * k
+        board.axes.plot([x, x], [top, 15.5], color="#444444", lw=0.9)
+    board.arrow((34.75, 15.5), (64.5, 15.5), (64.5, low + h))
+    board.note(49.5, 13.8, "each resized to 16 x 16")
+    board.note(50, top + h + 3, "face backbone (in brackets: the paper's sizes)")
+    board.show(
+        "Diagram: a crop goes through the face backbone and CLIP; stage 4 is F_r, stages 1 to 3 and CLIP are F_s"
+    )
