@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline, UNet2DConditionModel
 from PIL import Image
 
 import uniportrait_lite as upl
@@ -250,6 +250,19 @@ def test_the_style_of_a_picture_comes_through_and_the_person_stays(up):
     assert spread["noir"] < 0.7 * spread["comic"]
     wide = compose.in_style(up, "two people", Image.new("RGB", (300, 200), "teal"), seed=0, steps=2)
     assert wide.size == (192, 128)
+
+
+def test_any_pipeline_that_one_is_attached_to_will_do(up, cleo):
+    parts = {**up.pipe.components, "unet": UNet2DConditionModel.from_pretrained(data_folder() / "sd" / "unet").eval()}
+    control = ControlNetModel.from_unet(parts["unet"], conditioning_embedding_out_channels=(4, 4, 8, 8))
+    pipe = StableDiffusionControlNetPipeline(**parts, controlnet=control, requires_safety_checker=False)
+    other = upl.UniPortrait.attach(pipe, data_folder() / "uniportrait")
+    ann = other.identity(FACES / "ann.png")
+    given = {"seed": 3, "steps": 3}
+    swapped = [compose.inpaint(u, "a woman", cleo, compose.face_mask(cleo), ann, **given) for u in (other, up)]
+    styled = [compose.in_style(u, "a woman", cleo, ann, **given) for u in (other, up)]
+    for a, b in (swapped, styled):
+        assert np.abs(np.asarray(a).astype(int) - np.asarray(b)).max() <= 1
 
 
 def test_a_style_that_cannot_be_is_said(up):

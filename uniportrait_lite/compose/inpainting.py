@@ -12,6 +12,7 @@ from PIL import Image, ImageFilter
 
 from uniportrait_lite.adapter import Identity, UniPortrait
 from uniportrait_lite.checks import number, whole
+from uniportrait_lite.compose.canvas import multiple, own_height, pipeline
 from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.faces import face_of
 from uniportrait_lite.pictures import Picture, read_picture
@@ -85,15 +86,13 @@ def inpaint(
     strength = number("strength", strength, 0, 1)
     if round(steps * strength) < 1:
         raise ConfigError(f"a strength of {strength} leaves none of {steps} steps: give a larger one")
-    multiple = 2 ** (len(up.unet.config.down_block_types) - 1) * up.pipe.vae_scale_factor
-    own = up.unet.config.sample_size * up.pipe.vae_scale_factor
-    height = own if height is None else whole("height", height, multiple)
-    size = max(multiple, round(image.width * height / image.height)), height
+    unit = multiple(up)
+    height = own_height(up) if height is None else whole("height", height, unit)
+    size = max(unit, round(image.width * height / image.height)), height
     small = image.resize(size, Image.Resampling.LANCZOS) if size != image.size else image
     area = Image.fromarray(np.uint8(255 * inside)).resize(size, Image.Resampling.BOX)
-    padded, area = _padded(small, multiple), _padded(area, multiple)
-    pipe = StableDiffusionImg2ImgPipeline(**up.pipe.components, requires_safety_checker=False)
-    pipe.set_progress_bar_config(disable=True)
+    padded, area = _padded(small, unit), _padded(area, unit)
+    pipe = pipeline(up, StableDiffusionImg2ImgPipeline)
     keep = _Outside(pipe, padded, np.asarray(area) > 0, seed)
     with up.using(*people, id_scale=id_scale, structure_scale=structure_scale):
         drawn = pipe(
@@ -140,8 +139,8 @@ def _inside(mask: Any, image: Image.Image) -> np.ndarray:
     return inside
 
 
-def _padded(image: Image.Image, multiple: int) -> Image.Image:
+def _padded(image: Image.Image, unit: int) -> Image.Image:
     """The picture with its last row and column repeated until its sides are multiples."""
-    rows, columns = -image.height % multiple, -image.width % multiple
+    rows, columns = -image.height % unit, -image.width % unit
     values = np.asarray(image)
     return Image.fromarray(np.pad(values, ((0, rows), (0, columns), *((0, 0),) * (values.ndim - 2)), mode="edge"))

@@ -13,6 +13,7 @@ from torch import Tensor
 from uniportrait_lite.adapter import Identity, UniPortrait
 from uniportrait_lite.attention import IDConditions
 from uniportrait_lite.checks import number, whole
+from uniportrait_lite.compose.canvas import multiple, own_height, pipeline
 from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.id_routing import Routing
 from uniportrait_lite.pictures import Picture, read_picture
@@ -47,9 +48,8 @@ def in_style(
     defaults = up.config.defaults
     steps = defaults.steps if steps is None else whole("steps", steps, 2)
     guidance = defaults.guidance if guidance is None else number("guidance", guidance, 1)
-    pipe = StableDiffusionPipeline(**up.pipe.components, requires_safety_checker=False)
+    pipe = pipeline(up, StableDiffusionPipeline)
     pipe.scheduler = DDIMScheduler.from_config(up.pipe.scheduler.config)
-    pipe.set_progress_bar_config(disable=True)
     image = _at_home(read_picture(style), up)
     conditions = _conditions(up, people, image, id_scale, structure_scale)
     way = invert(pipe, image, steps, _rows(conditions, [0], [False]))
@@ -92,9 +92,8 @@ def invert(pipe: StableDiffusionPipeline, image: Image.Image, steps: int, given:
 
 def _at_home(image: Image.Image, up: UniPortrait) -> Image.Image:
     """The picture at the model's own height, its width a multiple of what the U-Net halves."""
-    height = up.unet.config.sample_size * up.pipe.vae_scale_factor
-    multiple = 2 ** (len(up.unet.config.down_block_types) - 1) * up.pipe.vae_scale_factor
-    width = max(multiple, round(image.width * height / image.height / multiple) * multiple)
+    height, unit = own_height(up), multiple(up)
+    width = max(unit, round(image.width * height / image.height / unit) * unit)
     return image.resize((width, height), Image.Resampling.LANCZOS)
 
 

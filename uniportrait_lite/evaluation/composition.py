@@ -154,7 +154,7 @@ class Protocol:
         up = UniPortrait.attach(controlled(self.pipe, self.folder, ["pose"]), self.folder / "uniportrait")
         try:
             known, images, right = self.identities(up), [], []
-            for (who, scene), seed in zip(tqdm(self.pairs, unit="picture", desc="two"), range(10_000), strict=False):
+            for seed, (who, scene) in enumerate(tqdm(self.pairs, unit="picture", desc="two")):
                 width = scene.image.width
                 halves = [(0, 0, width // 2, 128), (width // 2, 0, width, 128)]
                 given = {"image": conditions(scene, ["pose"])[0], "masks": halves if masked else None}
@@ -233,9 +233,10 @@ def evaluate(protocol: Protocol, out: Path) -> dict:
 
 
 def _sheet(images: Sequence[Image.Image], hints: Sequence[Image.Image]) -> Image.Image:
-    pairs = [[(hint, ""), (image, "")] for hint, image in zip(hints, images, strict=True)][:24]
-    rows = [sum(pairs[k : k + 4], []) for k in range(0, len(pairs) - len(pairs) % 4 or len(pairs), 4)]
-    return sheet([""] * len(rows[0]), [row for row in rows if len(row) == len(rows[0])])
+    """Six rows at most of four conditions, each with its picture; a last row that would not be full is left out."""
+    shown = [cell for pair in zip(hints, images, strict=True) for cell in pair]
+    rows = [[(image, "") for image in shown[k : k + 8]] for k in range(0, min(48, len(shown) // 8 * 8), 8)]
+    return sheet([""] * 8, rows)
 
 
 def compose_markdown(result: dict) -> str:
