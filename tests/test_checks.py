@@ -95,6 +95,68 @@ def joined(maps, clip, **how):
     return torch.cat([torch.cat(resized, 1).flatten(2).transpose(1, 2), clip], -1)
 
 
+# --- 02_id_embedding --------------------------------------------------------------------------------------------------
+def straight_to_heads(x, heads):
+    return x.reshape(x.shape[0], heads, x.shape[1], -1)
+
+
+def reading(source=lambda f, q: torch.cat([f, q], 1), swap=False, merged=True):
+    """`read_features` with something else in it."""
+
+    def read(features, queries, to_q, to_kv, heads):
+        k, v = to_kv(source(features, queries)).chunk(2, dim=-1)
+        k, v = (v, k) if swap else (k, v)
+        q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (to_q(queries), k, v))
+        out = F.scaled_dot_product_attention(q, k, v)
+        return out.transpose(1, 2).flatten(2) if merged else out.reshape(*queries.shape[:2], -1)
+
+    return read
+
+
+def parallel(queries, intrinsic, structure, to_intrinsic, to_structure, feed_forward, beta):
+    queries = queries + to_intrinsic(intrinsic, queries) + beta * to_structure(structure, queries)
+    return queries + feed_forward(queries)
+
+
+def without_residuals(queries, intrinsic, structure, to_intrinsic, to_structure, feed_forward, beta):
+    queries = to_intrinsic(intrinsic, queries)
+    queries = beta * to_structure(structure, queries)
+    return feed_forward(queries)
+
+
+def beta_on_everything(queries, intrinsic, structure, to_intrinsic, to_structure, feed_forward, beta):
+    queries = queries + to_intrinsic(intrinsic, queries)
+    queries = beta * (queries + to_structure(structure, queries))
+    return queries + feed_forward(queries)
+
+
+def dropped_for_kept(which, dice, drop_path, drop_token, rate):
+    path, tokens = right("structure_drop")(which, dice, drop_path, drop_token, rate)
+    return path, ~tokens
+
+
+def everyone_thinned(which, dice, drop_path, drop_token, rate):
+    return which >= drop_path, dice >= rate
+
+
+def one_die_a_sample(which, dice, drop_path, drop_token, rate):
+    path, tokens = right("structure_drop")(which, dice[:, :1].expand_as(dice), drop_path, drop_token, rate)
+    return path, tokens
+
+
+def one_softmax(q, k_text, v_text, k_id, v_id, id_scale):
+    return F.scaled_dot_product_attention(q, torch.cat([k_text, k_id], 1), torch.cat([v_text, v_id], 1))
+
+
+def blended(q, k_text, v_text, k_id, v_id, id_scale):
+    text, identity = (F.scaled_dot_product_attention(q, k, v) for k, v in ((k_text, v_text), (k_id, v_id)))
+    return (1 - id_scale) * text + id_scale * identity
+
+
+def joined_along(dim):
+    return lambda references: tuple(torch.cat(part, dim=dim) for part in zip(*references, strict=True))
+
+
 WRONG = {
     "similarity": [
         (least_squares, "six free numbers"),
@@ -128,6 +190,44 @@ WRONG = {
         (lambda maps, hidden: joined(maps[:3], hidden[-1][:, 1:]), "second-to-last"),
         (lambda maps, hidden: joined(maps, hidden[-2][:, 1:]), "fourth map"),
         (lambda maps, hidden: joined(maps[:3], hidden[-2][:, 1:], mode="nearest"), "bilinear"),
+    ],
+    "attention": [
+        (lambda q, k, v: (q @ k.transpose(1, 2)).softmax(-1) @ v, "not divided by the root of d"),
+        (lambda q, k, v: (q @ k.transpose(1, 2) / q.shape[-1]).softmax(-1) @ v, "its root is meant"),
+        (lambda q, k, v: (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(1) @ v, "runs over the queries"),
+        (lambda q, k, v: (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1), "multiplied with v"),
+    ],
+    "split_heads": [
+        (straight_to_heads, "mixes places and channels"),
+        (lambda x, heads: x.unflatten(-1, (heads, -1)), "the heads come after the places"),
+        (lambda x, heads: x.unflatten(-1, (-1, heads)).permute(0, 3, 1, 2), "split into (heads, d)"),
+    ],
+    "read_features": [
+        (reading(lambda features, queries: features), "from the features alone"),
+        (reading(lambda features, queries: queries), "from the queries alone"),
+        (reading(swap=True), "they are swapped"),
+        (reading(merged=False), "transpose back"),
+    ],
+    "qformer_layer": [
+        (parallel, "read by the old queries"),
+        (without_residuals, "each is a residual"),
+        (beta_on_everything, "beta scales everything"),
+    ],
+    "structure_drop": [
+        (dropped_for_kept, "tokens says what is dropped"),
+        (everyone_thinned, "every sample loses tokens"),
+        (one_die_a_sample, "each token has its own"),
+        (lambda which, dice, a, b, rate: which >= a, "two things"),
+    ],
+    "decoupled": [
+        (one_softmax, "one softmax over text and ID tokens"),
+        (blended, "keeps its full weight"),
+        (lambda q, kt, vt, ki, vi, s: s * right("decoupled")(q, kt, vt, ki, vi, 1), "the scale is on both"),
+    ],
+    "several_references": [
+        (joined_along(0), "three people"),
+        (joined_along(2), "along the channels"),
+        (lambda refs: tuple(torch.stack(x).mean(0) for x in zip(*refs, strict=True)), "averaged"),
     ],
 }
 

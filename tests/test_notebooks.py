@@ -76,6 +76,11 @@ def test_every_committed_notebook_has_a_source():
     assert {*notebooks.FOLDER.glob("*.ipynb"), *notebooks.FOLDER.glob("solutions/*.ipynb")} == made
 
 
+def test_the_syllabus_names_every_notebook():
+    syllabus = (notebooks.FOLDER / "README.md").read_text()
+    assert [name for name in notebooks.names_in() if f"({name}.ipynb)" not in syllabus] == []
+
+
 # --- building ---------------------------------------------------------------------------------------------------------
 def test_building_runs_every_cell_in_order_and_keeps_what_it_shows(built):
     assert notebooks.check("00_small", built) == []

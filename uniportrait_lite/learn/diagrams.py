@@ -90,3 +90,58 @@ def face_features() -> None:
     board.show(
         "Diagram: a crop goes through the face backbone and CLIP; stage 4 is F_r, stages 1 to 3 and CLIP are F_s"
     )
+
+
+def id_embedding() -> None:
+    """The Q-Former, from face features to ID tokens."""
+    board = _Board(height=3.5)
+    board.box(1, 32, 17, 8, "queries (learned)", ("16 x 128", "(16 x 768)"), ORANGE)
+    board.box(1, 17, 17, 8, "$F_r$ through an MLP", ("49 x 128", "(49 x 768)"), GREEN)
+    board.box(1, 3, 17, 8, "$F_s$ through an MLP", ("256 x 128", "(256 x 768)"), GREEN)
+    board.frame(23.5, 1, 55, 45)
+    board.note(50, 44, "one layer; here there are 3 (in the paper 6)")
+    rail = 36
+    board.arrow((18, rail), (80.5, rail))
+    for x, name in ((30, "attention\nto $F_r$"), (47, "attention\nto $F_s$"), (65, "feed-\nforward")):
+        board.box(x - 5, 20, 10, 9, name)
+        board.arrow((x - 3.5, rail), (x - 3.5, 29))
+        board.arrow((x + 3.5, 29), (x + 3.5, rail))
+        board.note(x + 3.5, rail, "+", bbox={"boxstyle": "circle,pad=0.12", "fc": "white", "ec": "#444444"}, fontsize=8)
+    red = {"boxstyle": "round,pad=0.25", "fc": "#f7d9d9", "ec": "#666666"}
+    board.note(50.5, 32.5, "DropPath", bbox=red, fontsize=6.5)
+    board.note(56, 32.5, r"$\times\,\beta$", fontsize=8)
+    board.arrow((18, 21), (21, 21), (21, 16.5), (30, 16.5), (30, 20))
+    board.arrow((18, 7), (47, 7), (47, 20))
+    board.note(47, 12.5, "DropToken", bbox=red, fontsize=6.5)
+    board.note(62, 8, "red: in training only", fontsize=6.5)
+    board.box(80.5, 32, 7, 8, "linear,\nnorm")
+    board.box(90, 32, 9.5, 8, "ID tokens", ("16 x 128", "(16 x 768)"), ORANGE)
+    board.arrow((87.5, rail), (90, rail))
+    board.show(
+        "Diagram: 16 queries read F_r, then F_s, then a feed-forward part, each added; layer by layer, to 16 ID tokens"
+    )
+
+
+def decoupled_attention() -> None:
+    """How ID tokens enter a cross-attention layer."""
+    board = _Board(height=2.5)
+    board.box(1, 24, 15, 9, "prompt", ("48 x 128", "(77 x 768)"), GREY)
+    board.box(1, 12.5, 15, 9, "positions $Z$", ("256 x 64", "(4096 x 320)"), GREY)
+    board.box(1, 1, 15, 9, "ID tokens", ("16 x 128", "(16 x 768)"), ORANGE)
+    for y, name in ((28.5, "K, V of text"), (17, "Q"), (5.5, "K, V of ID")):
+        board.arrow((16, y), (22, y))
+        board.box(22, y - 3.5, 14, 7, name)
+    for y, color in ((28.5, BLUE), (5.5, ORANGE)):
+        board.arrow((36, y), (47, y))
+        board.box(47, y - 4.5, 15, 9, "attention", color=color)
+    board.arrow((36, 17), (42, 17), (42, 26), (47, 26))
+    board.arrow((36, 17), (42, 17), (42, 8), (47, 8))
+    board.arrow((62, 28.5), (73, 28.5), (73, 18.7))
+    board.arrow((62, 5.5), (73, 5.5), (73, 15.3))
+    board.note(68, 7.5, "times ID scale", fontsize=6.5)
+    board.note(73, 17, "+", bbox={"boxstyle": "circle,pad=0.15", "fc": "white", "ec": "#444444"}, fontsize=8)
+    board.box(79, 12.5, 20, 9, "output of the layer", ("256 x 64", "(4096 x 320)"), GREY)
+    board.arrow((74.5, 17), (79, 17))
+    board.show(
+        "Diagram: the positions' queries attend to the prompt, and apart from it to the ID tokens; the two are added"
+    )
