@@ -29,10 +29,11 @@ from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.features import FaceFeatures, IDFeatures, load_clip_vision
 from uniportrait_lite.id_embedding import IDEmbedding
 from uniportrait_lite.id_routing import RoutingMaps
-from uniportrait_lite.image_prompt import ImageAdapter
+from uniportrait_lite.image_prompt import ImageAdapter, ImagePrompt, clip_view
 from uniportrait_lite.injection import Injection, below_compile
 from uniportrait_lite.lora import SEVERAL, SINGLE, add_lora, remove_lora
 from uniportrait_lite.parts import package_name
+from uniportrait_lite.pictures import read_picture
 from uniportrait_lite.provenance import origin, tell
 from uniportrait_lite.published import ENDINGS
 
@@ -282,6 +283,9 @@ class UniPortrait:
         id_scale: float | None = None,
         structure_scale: float | None = None,
         masks: Sequence[Any] | None = None,
+        image_prompt: Any = None,
+        image_scale: float = 1.0,
+        image_mask: Any = None,
         guided: bool | None = None,
         maps: RoutingMaps | None = None,
     ) -> Iterator[UniPortrait]:
@@ -289,8 +293,12 @@ class UniPortrait:
 
         Scales are from 0, and those of the weights where not given. `masks`: where each person may be, in the router's
         place: arrays or pictures of the picture's shape, or boxes (left, top, right, bottom) in pixels, one a person;
-        where several overlap they share, and what none covers shows nobody. `guided` is for loops of your own around
-        the U-Net: whether a batch is unconditional rows and then as many conditional ones. Pipelines are asked. `maps`
+        where several overlap they share, and what none covers shows nobody.
+
+        `image_prompt`: a picture, or a list of some, that is read beside the text (IP-Adapter, see image_prompt.py): its
+        style, its colours, what it shows. `image_scale` says how much, from 0, and `image_mask` where, as in `masks`.
+
+        `guided` is for loops of your own around the U-Net: whether a batch is unconditional rows and then as many conditional ones. Pipelines are asked. `maps`
         takes the routing of each step; give each call of a pipeline one of its own.
         """
         self._check_attached()
@@ -304,8 +312,30 @@ class UniPortrait:
         scales = {"id_scale": self._scale("id_scale", id_scale)}
         scales["structure_scale"] = self._scale("structure_scale", structure_scale)
         conditions = self.conditions(*identities, **scales) if identities else None
-        with self.injection.using(conditions, guided, masks, maps):
+        if image_prompt is None and image_mask is not None:
+            raise ConfigError("image_mask says where an image prompt is heeded: give image_prompt, a picture")
+        image = None if image_prompt is None else self._image_prompt(image_prompt, image_scale)
+        with self.injection.using(conditions, guided, masks, maps, image, image_mask):
             yield self
+
+    @torch.no_grad()
+    def _image_prompt(self, pictures: Any, image_scale: float) -> ImagePrompt:
+        """The image prompt of a picture, or of several, whose tokens stand side by side; row 0 is that of none."""
+        image_scale = number("image_scale", image_scale, 0)
+        if self.image_adapter is None:
+            raise ConfigError(
+                "an image prompt needs the weights of an IP-Adapter, and none were given: attach(..., ip_adapter=file)"
+            )
+        pictures = list(pictures) if isinstance(pictures, list | tuple) else [pictures]
+        if not pictures:
+            raise ConfigError("image_prompt is a picture or a list of some, and the list is empty")
+        views = np.stack([clip_view(read_picture(picture)) for picture in pictures])
+        pixels = torch.from_numpy(views).permute(0, 3, 1, 2)
+        with self._at_work(self.features) as encoder:
+            embeds = encoder.image_embedding(pixels.to(self._device, self.unet.dtype) / 255)
+        embeds = torch.stack([torch.zeros_like(embeds), embeds]).to(self.unet.device)  # of no picture: as published
+        tokens = self.image_adapter(embeds.flatten(0, 1)).unflatten(0, embeds.shape[:2]).flatten(1, 2)
+        return self.image_adapter.prompt(tokens, image_scale)
 
     @contextlib.contextmanager
     def fused(self, people: int = 1) -> Iterator[UniPortrait]:
@@ -332,6 +362,9 @@ class UniPortrait:
         num_images: int = 1,
         negative_prompt: str | None = None,
         masks: Sequence[Any] | None = None,
+        image_prompt: Any = None,
+        image_scale: float = 1.0,
+        image_mask: Any = None,
         routing: bool = False,
         distinct: bool = False,
         **pipe_arguments: Any,
@@ -342,6 +375,8 @@ class UniPortrait:
         `routing` the output has their maps as `.routing` (`RoutingMaps`). Pictures of several people have the width
         that the weights name for so many, unless `width`, `image` or `latents` say otherwise; for more people than that
         a width has to be given.
+
+        `image_prompt` is a picture that is read beside the prompt, `image_scale` and `image_mask` how much and where.
 
         With `distinct` each picture's faces are matched with the people, and where someone is doubled or missing it is
         drawn again, a few times at most, everyone kept to a region of their own; `.assignment` then says who is where
@@ -393,7 +428,8 @@ class UniPortrait:
         if routing and pipe_arguments.get("return_dict") is False:
             raise ConfigError("routing maps come with the pipeline's output: leave return_dict as it is")
         maps = RoutingMaps() if routing else None
-        with self.using(*people, id_scale=id_scale, structure_scale=structure_scale, masks=masks, maps=maps):
+        shown = {"image_prompt": image_prompt, "image_scale": image_scale, "image_mask": image_mask}
+        with self.using(*people, id_scale=id_scale, structure_scale=structure_scale, masks=masks, maps=maps, **shown):
             out = self.pipe(prompt=list(prompts), **arguments, **pipe_arguments)
         facts = {
             "negative_prompt": negative_prompt,
@@ -401,6 +437,7 @@ class UniPortrait:
             "guidance": arguments["guidance_scale"],
             "id_scale": self._scale("id_scale", id_scale),
             "structure_scale": self._scale("structure_scale", structure_scale),
+            "image_scale": None if image_prompt is None else image_scale,
             "people": len(people),
             "weights": self.weights if people else None,
             "base": origin(self.pipe.name_or_path) if self.pipe.name_or_path else None,
@@ -417,7 +454,7 @@ class UniPortrait:
                 return self(
                     prompts[number // num_images], people, seed=(first + number + noise * ANOTHER) % 2**32,
                     steps=steps, guidance=guidance, id_scale=id_scale, structure_scale=structure_scale,
-                    negative_prompt=negative_prompt, masks=regions, **pipe_arguments,
+                    negative_prompt=negative_prompt, masks=regions, **shown, **pipe_arguments,
                 ).images[0]  # fmt: skip
 
             look = functools.partial(self.assignment, identities=people)

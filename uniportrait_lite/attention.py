@@ -149,7 +149,8 @@ class IDAttnProcessor(nn.Module):
                 out = self.with_sentences(attn, query, out, identities, psi)
             out = out + identities.weight(query.dtype) * self.identity_branch(attn, query, identities, psi)
         if image_prompt is not None:
-            out = out + image_prompt.weight(query.dtype) * self.image_branch(attn, query, image_prompt)
+            weight = image_prompt.weight(query.dtype, query.shape[1])
+            out = out + weight * self.image_branch(attn, query, image_prompt)
         return attn.to_out[1](attn.to_out[0](out))
 
     def psi(self, hidden_states: Tensor, identities: IDConditions) -> Tensor | None:

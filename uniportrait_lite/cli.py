@@ -13,7 +13,7 @@ from uniportrait_lite import __version__, cli_help
 from uniportrait_lite.cli_help import PROGRAM
 from uniportrait_lite.errors import UniPortraitError
 
-RECIPES = ("recogniser", "vae", "clip", "judge", "reader", "detector", "unet", "pose", "edges", "all")
+RECIPES = ("recogniser", "vae", "clip", "judge", "reader", "detector", "unet", "pose", "edges", "image", "style", "all")
 
 
 def build_parser() -> argparse.ArgumentParser:

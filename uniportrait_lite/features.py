@@ -101,6 +101,11 @@ class FaceFeatures(nn.Module):
         return F.normalize(self.backbone(self._faces(pixels)), dim=-1)
 
     @torch.no_grad()
+    def image_embedding(self, pixels: Tensor) -> Tensor:
+        """Pictures of any kind (B, 3, 224, 224) in [0, 1] -> CLIP's projected embeddings (B, D): for image prompts."""
+        return self.clip_vision(pixel_values=(pixels - self.clip_mean) / self.clip_std).image_embeds
+
+    @torch.no_grad()
     def unconditional(self, batch: int = 1) -> IDFeatures:
         """The features that stand for nobody, for guidance: zeros, and CLIP of an all-zero normalised image."""
         like = self.forward(self.clip_mean.expand(1, 3, 224, 224))

@@ -6,6 +6,7 @@ Like ID tokens it enters by decoupled cross-attention, each layer having keys an
 
 It knows nothing of identities, and goes with any number of them, also none. Keys and values are made once a call and
 travel with it (`cross_attention_kwargs={"image_prompt": ImagePrompt(...)}`), so the U-Net holds none of these weights.
+`UniPortrait.using(image_prompt=picture)` does all that.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.embeddings import ImageProjection
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from uniportrait_lite.conditions import Conditions, row_weight
+from uniportrait_lite.id_routing import layer_size
 
 
 @dataclass(frozen=True)
@@ -26,16 +31,23 @@ class ImagePrompt(Conditions):
     """The image prompt of one U-Net call; made by `ImageAdapter.prompt`.
 
     `keys_values`: for each cross-attention layer two tensors (B, T, inner), or (1, T, inner) for all rows.
-    `image_scale`: one number, or one a row (B,). `active` (B,), bool: rows without it have no image prompt.
+    `image_scale`: one number, or one a row (B,). `active` (B,), bool: rows without it have no image prompt. `mask`
+    (B or 1, H, W), 0 to 1 and of the latents' size: where it is heeded, everywhere without one.
     """
 
     keys_values: Mapping[str, tuple[Tensor, Tensor]]
     image_scale: float | Tensor = 1.0
     active: Tensor | None = None
+    mask: Tensor | None = None
 
-    def weight(self, dtype: torch.dtype) -> float | Tensor:
-        """What the branch is multiplied with: the image scale, 0 in rows that are not active."""
-        return row_weight(self.image_scale, self.active, dtype)
+    def weight(self, dtype: torch.dtype, length: int) -> float | Tensor:
+        """What the branch is multiplied with at `length` locations: the image scale, 0 in rows that are not active."""
+        weight = row_weight(self.image_scale, self.active, dtype)
+        if self.mask is None:
+            return weight
+        size = layer_size(tuple(self.mask.shape[-2:]), length)
+        here = F.interpolate(self.mask.float().unsqueeze(1), size=size, mode="area")
+        return weight * here.flatten(2).transpose(1, 2).to(dtype)
 
 
 class _Layer(nn.Module):
@@ -72,3 +84,8 @@ class ImageAdapter(nn.Module):
             name.replace("/", "."): (layer.to_k(tokens), layer.to_v(tokens)) for name, layer in self.layers.items()
         }
         return ImagePrompt(keys_values, image_scale, active)
+
+
+def clip_view(image: Image.Image, size: int = 224) -> np.ndarray:
+    """A picture as CLIP is shown it: its largest square in the middle, uint8 (size, size, 3)."""
+    return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC))

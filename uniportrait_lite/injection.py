@@ -15,26 +15,30 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from uniportrait_lite.attention import TRAVELLERS, IDAttention, IDConditions
+from uniportrait_lite.conditions import Conditions
 from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.id_routing import Routing, RoutingMaps
+from uniportrait_lite.image_prompt import ImagePrompt
 from uniportrait_lite.lora import lora_layers, remove_lora, use_lora
 from uniportrait_lite.regions import regions
 
 
 @dataclass
 class _Call:
-    """Conditions of two rows, of nobody and of the identities, for calls with any number of rows."""
+    """Conditions of two rows, of nobody or nothing and of what was given, for calls with any number of rows."""
 
-    conditions: IDConditions
+    identities: IDConditions | None
+    image_prompt: ImagePrompt | None
     guided: bool | None
     cell: int
     masks: Sequence[Any] | None = None
+    image_mask: Any = None
     maps: RoutingMaps | None = None
-    expanded: dict[tuple, IDConditions] = field(default_factory=dict)
+    expanded: dict[tuple, dict[str, Conditions]] = field(default_factory=dict)
 
-    def rows(self, sample: torch.Tensor, unet: UNet2DConditionModel) -> IDConditions:
-        """One row for each of the latents (B, c, h, w), on their device; with guidance the first half is unconditional,
-        as diffusers stacks it."""
+    def rows(self, sample: torch.Tensor, unet: UNet2DConditionModel) -> dict[str, Conditions]:
+        """The identities and the image prompt, one row for each of the latents (B, c, h, w), on their device; with
+        guidance the first half is unconditional, as diffusers stacks it."""
         batch, size = len(sample), tuple(sample.shape[-2:])
         guided = guided_by_caller(unet) if self.guided is None else self.guided
         if guided and batch % 2:
@@ -44,14 +48,19 @@ class _Call:
         key = (batch, size, guided, sample.device)
         if key not in self.expanded:
             nobody = batch // 2 if guided else 0
-            conditions = replace(self.conditions, routing=self._routing(size, nobody)).to(sample.device)
+            found = {}
+            if self.identities is not None:
+                found["identities"] = replace(self.identities, routing=self._routing(size, nobody))
+            if self.image_prompt is not None:
+                mask = None if self.image_mask is None else regions([self.image_mask], size, self.cell)[0]
+                found["image_prompt"] = replace(self.image_prompt, mask=mask)
             index = torch.tensor([0] * nobody + [1] * (batch - nobody), device=sample.device)
-            self.expanded[key] = conditions.rows(index)
+            self.expanded[key] = {name: each.to(sample.device).rows(index) for name, each in found.items()}
         return self.expanded[key]
 
     def _routing(self, size: tuple[int, int], nobody: int) -> Routing | None:
         """What says who is where; one person without a mask is everywhere."""
-        if self.conditions.tokens.shape[1] == 1 and self.masks is None:
+        if self.identities.tokens.shape[1] == 1 and self.masks is None:
             return None
         masks = None if self.masks is None else regions(self.masks, size, self.cell)
         record = None
@@ -115,12 +124,18 @@ class Injection:
         guided: bool | None = None,
         masks: Sequence[Any] | None = None,
         maps: RoutingMaps | None = None,
+        image_prompt: ImagePrompt | None = None,
+        image_mask: Any = None,
     ) -> Iterator[None]:
         """Calls of the U-Net inside it take these conditions (row 0 nobody, row 1 the identities), or none.
 
-        `masks`, one for each identity, take the router's place; `maps` gets the routing of each call.
+        `masks`, one for each identity, take the router's place; `maps` gets the routing of each call. `image_prompt`
+        (row 0 of no picture, row 1 of the picture) is heeded where `image_mask` says, or everywhere.
         """
-        token = self._current.set(None if conditions is None else _Call(conditions, guided, self.cell, masks, maps))
+        call = None
+        if conditions is not None or image_prompt is not None:
+            call = _Call(conditions, image_prompt, guided, self.cell, masks, image_mask, maps)
+        token = self._current.set(call)
         try:
             yield
         finally:
@@ -177,7 +192,7 @@ class Injection:
             given = dict(cross_attention_kwargs or {})
             call = self._current.get()
             if call is not None and "identities" not in given:
-                given["identities"] = call.rows(sample, self.unet)
+                given = call.rows(sample, self.unet) | given
             if given.keys() & TRAVELLERS:
                 self._check_in_place()
             with self._turn:

@@ -72,4 +72,5 @@ def load(
 
     pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pipe.set_progress_bar_config(disable=True)  # a picture takes a second or two
-    return UniPortrait.attach(pipe, folder / "uniportrait")
+    image = folder / "ip_adapter" / "ip-adapter.safetensors"
+    return UniPortrait.attach(pipe, folder / "uniportrait", ip_adapter=image if image.is_file() else None)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from uniportrait_lite import checkpoints
 from uniportrait_lite.checkpoints import UniPortraitConfig
+from uniportrait_lite.errors import WeightsError
 from uniportrait_lite.folders import data_folder, writable_folder
 from uniportrait_lite.loop import train
 from uniportrait_lite.toyworld.pretrain import data as world
@@ -25,12 +26,25 @@ from uniportrait_lite.training.watch import recipe
 
 
 def build(config: MultiIDConfig, stack: Stack, method: UniPortraitConfig, tensors: dict[str, Tensor]) -> MultiID:
-    """The network to train: routers drawn from the seed, around single-ID weights, as `checkpoints.load` reads them."""
+    """The network to train: routers, around single-ID weights as `checkpoints.load` reads them.
+
+    The routers are drawn from the seed, or are those of `start_from`; the LoRA begins as the single-ID weights' anyway.
+    """
     torch.manual_seed(config.seed)
-    return MultiID(
+    model = MultiID(
         stack.unet, stack.text_encoder, stack.scheduler, method, tensors, config.precision, config.face_weight,
         config.feature_weight, config.route_weight, config.soft,
     )  # fmt: skip
+    if config.start_from:
+        trained = checkpoints.load_multi(config.start_from)
+        if trained is None:
+            raise WeightsError(f"{config.start_from} holds no multi-ID weights: give a folder with {checkpoints.MULTI}")
+        ours, theirs = (
+            {name: x for name, x in tensors.items() if name.startswith("router.")}
+            for tensors in (model.weights(), trained)
+        )
+        checkpoints.fill(ours, theirs, origin=config.start_from)
+    return model
 
 
 def run(config: MultiIDConfig) -> list[dict]:

@@ -141,6 +141,9 @@ class MultiIDConfig(StageConfig):
     steps: int | None = setting(3_000, "length of the run in steps; with hours, whichever ends first")
     muon_lr: float | None = setting(0.01, "Muon's rate, for all other matrices")
     single_id: str | None = setting(None, "single-ID weights to build on: a folder; none: the profile's uniportrait")
+    start_from: str | None = setting(
+        None, "multi-ID weights whose routers to begin with in place of new ones, also beside other single-ID weights"
+    )
     groups: int = setting(3_000, "how many drawn pictures of two people to train on, and as many of three")
     trios: float = setting(0.4, "share of steps with three people")
     route_weight: float = setting(LAMBDA, "lambda, of the routing regularization loss (paper: 0.1); ablation: 0")

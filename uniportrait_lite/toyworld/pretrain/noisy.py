@@ -20,7 +20,8 @@ class NoisyScenes:
 
     def __init__(self, config, folder: Path, tokenizer):
         self.config, self.tokenizer = config, tokenizer
-        counts = {"portraits": config.portraits, "pairs": config.groups, "trios": config.groups}
+        groups = {"pairs": config.groups, "trios": config.groups} if config.group_share else {}
+        counts = {"portraits": config.portraits, **groups}
         self.sets = [load_scenes(name, count, config.world) for name, count in counts.items()]
         self.latents = [load_latents(s, folder / "vae") for s in self.sets]
 
