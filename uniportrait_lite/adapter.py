@@ -295,11 +295,13 @@ class UniPortrait:
         place: arrays or pictures of the picture's shape, or boxes (left, top, right, bottom) in pixels, one a person;
         where several overlap they share, and what none covers shows nobody.
 
-        `image_prompt`: a picture, or a list of some, that is read beside the text (IP-Adapter, see image_prompt.py): its
-        style, its colours, what it shows. `image_scale` says how much, from 0, and `image_mask` where, as in `masks`.
+        `image_prompt`: a picture, or a list of some, that is read beside the text (IP-Adapter, see image_prompt.py):
+        its style, its colours, what it shows. `image_scale` says how much, from 0, and `image_mask` where, as in
+        `masks`.
 
-        `guided` is for loops of your own around the U-Net: whether a batch is unconditional rows and then as many conditional ones. Pipelines are asked. `maps`
-        takes the routing of each step; give each call of a pipeline one of its own.
+        `guided` is for loops of your own around the U-Net: whether a batch is unconditional rows and then as many
+        conditional ones. Pipelines are asked. `maps` takes the routing of each step; give each call of a pipeline one
+        of its own.
         """
         self._check_attached()
         if masks is not None and len(masks) != len(identities):
