@@ -498,6 +498,12 @@ def test_the_base_models_text_encoder_begins_as_clips_and_learns_along(place, st
     assert StableDiffusionPipeline.from_pretrained(folder).unet.config.block_out_channels == [16, 32]
     second = unet.run(out="second", folder=str(folder), start_from=str(folder), steps=1, **size)
     assert first["before"] == [] and [run["recipe"] for run in second["before"]] == [first["recipe"]]
+    unet.run(out="third", folder=str(place / "other"), start_from=str(folder), steps=1, **size)  # a base beside it
+    for part in ("vae", "text_encoder", "unet"):
+        bases = [StableDiffusionPipeline.from_pretrained(at) for at in (folder, place / "other")]
+        weights = [getattr(base, part).state_dict() for base in bases]
+        assert weights[0].keys() == weights[1].keys()
+        assert all(torch.equal(x, weights[1][name]) for name, x in weights[0].items()) == (part == "vae")
 
 
 # --- the multi-ID stage -----------------------------------------------------------------------------------------------

@@ -59,6 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     portrait.add_argument("--distinct", action="store_true", help="draw again where someone is missing or there twice")
     portrait.add_argument("--prompt", required=True, metavar="TEXT", help="what the portrait should show")
+    portrait.add_argument("--image-prompt", metavar="FILE", help="a picture whose look and content come along")
+    portrait.add_argument("--image-scale", type=float, help="how much of it, from 0 (default: 1)")
     portrait.add_argument("--out", required=True, metavar="FILE", help="where to save it (.png, .jpg or .webp)")
     portrait.add_argument(
         "--which",
@@ -159,7 +161,7 @@ def _portrait(args: argparse.Namespace, rest: list[str]) -> None:
     targets = [savable(target) for target in _targets(Path(args.out), args.num_images)]  # before minutes of drawing
     up = uniportrait_lite.load(args.profile, **_parts(args))
     people = [up.identity(pictures, face=args.which) for pictures in (args.face, *([other] for other in args.others))]
-    names = ("steps", "guidance", "id_scale", "structure_scale")
+    names = ("steps", "guidance", "id_scale", "structure_scale", "image_prompt", "image_scale")
     knobs = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     out = up(args.prompt, people, seed=args.seed, num_images=args.num_images, distinct=args.distinct, **knobs)
     for image, target in zip(out.images, targets, strict=True):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from diffusers import ControlNetModel, DiffusionPipeline, StableDiffusionControlNetPipeline
 from PIL import Image
 from tqdm import tqdm
@@ -22,10 +23,17 @@ from uniportrait_lite.evaluation.report import check_folder, markdown, sheet, wr
 from uniportrait_lite.evaluation.subjects import Prompt, Subject, read_prompts, subjects
 from uniportrait_lite.evaluation.witnesses import Witnesses
 from uniportrait_lite.folders import data_folder, prompts_file
+from uniportrait_lite.image_prompt import clip_view
 from uniportrait_lite.pictures import save_picture
+from uniportrait_lite.toyworld.factors import STYLES
 from uniportrait_lite.toyworld.pretrain.record import hardware
+from uniportrait_lite.toyworld.worlds import world
 
 TOOLS = {"none": (), "pose": ("pose",), "edges": ("edges",), "pose and edges": ("pose", "edges")}
+LOOKS = {"image prompt": None, "style transfer": None, "style LoRA": "glass.py", "another base": "dusk.py"}  # drawn by
+PLAIN = "a person"
+IMAGE_SCALE = 0.6  # of image prompts here
+LOOKS_FOLDER = data_folder("tiny").parent / "looks"
 ASKED = ("place", "style")  # prompts of data/prompts/identity.json
 _DESCRIPTION = """\
 Draws people whom no network was trained on, each with conditions taken from a scene of somebody else, with and without
@@ -34,6 +42,9 @@ identity, and measures:
   pose       mean distance of the found landmarks from the condition's, in widths of the condition's face
   edges      agreement of the picture's edges with the condition's: F1, one pixel off is no mistake
   in place   of two people with a pose each: pictures in which each pose has the person who was asked for there
+of pictures in the look of another one (by an image prompt, style transfer, a style LoRA, another base model):
+  look       cosine of CLIP's embeddings of the picture and of the one with the look; "plain" is that of the same
+             person drawn by the same prompt and noise without it, and so is "kept"
 and, of faces swapped in real pictures, similarity to the new person, and the largest change outside the mask. Writes
 compose.md, compose.json and contact sheets into --out.
 """
@@ -95,14 +106,13 @@ class Protocol:
     def __init__(self, folder: Path, people: Sequence[Subject], prompts: Sequence[Prompt], witnesses: Witnesses):
         self.folder, self.people, self.witnesses = folder, people, witnesses
         self.pipe = pipeline(folder / "sd")
-        world = witnesses.world
 
         def posed(who: Sequence[int], seed: int):
             """Some people, heads turned and tilted as far as one seldom sees them, one by one the other way."""
             turn = [0.8 * (-1) ** (seed // 2 + k) for k in range(len(who))]
             tilt = [12.0 * (-1) ** (seed + k) for k in range(len(who))]
             drawn = [people[n % len(people)].person for n in who]
-            return world.group(drawn, seed, style="photo", hat="none", glasses="none", turn=turn, tilt=tilt)
+            return witnesses.world.group(drawn, seed, style="photo", hat="none", glasses="none", turn=turn, tilt=tilt)
 
         self.wanted = [
             Wanted(prompt, n, posed([n + 1 + k], 7000 + 10 * n + k), n + k)
@@ -168,6 +178,49 @@ class Protocol:
             up.detach()
         return {"in_place": float(np.mean(right))}, images
 
+    def look(self, way: str, other_base: Path) -> tuple[dict, list[Image.Image], list[Image.Image]]:
+        """Figures of people in the look of a picture, these pictures, and those that have the look."""
+        adapter, lora = (
+            self.folder / "ip_adapter" / "ip-adapter.safetensors",
+            self.folder / "lora" / "glass.safetensors",
+        )
+        needed = {"image prompt": adapter, "style LoRA": lora, "another base": other_base / "model_index.json"}.get(way)
+        if needed is not None and not needed.is_file():
+            raise WeightsError(f"there is no {needed}")
+        artist = self.witnesses.world if LOOKS[way] is None else world(str(LOOKS_FOLDER / LOOKS[way]))
+        known, shown = range(len(self.people)), []
+        for n in known:
+            style = STYLES[1:][n % 5] if LOOKS[way] is None else "photo"
+            person = self.people[(n + 1) % len(known)].person
+            shown.append(artist.portrait(person, 9000 + n, style=style).image)
+        up = UniPortrait.attach(
+            self.pipe, self.folder / "uniportrait", ip_adapter=needed if needed == adapter else None
+        )
+        try:
+            people = self.identities(up)
+            plain = [up(PLAIN, people[n], seed=n).images[0] for n in tqdm(known, unit="picture", desc=f"before {way}")]
+            if way == "style LoRA":
+                up.pipe.load_lora_weights(str(lora.parent), weight_name=lora.name, adapter_name="look")
+            elif way == "another base":
+                up.detach()
+                up = UniPortrait.attach(pipeline(other_base), self.folder / "uniportrait")
+            draw = {
+                "style transfer": lambda n: compose.in_style(up, PLAIN, shown[n], people[n], seed=n),
+                "image prompt": lambda n: up(
+                    PLAIN, people[n], seed=n, image_prompt=shown[n], image_scale=IMAGE_SCALE
+                ).images[0],
+            }.get(way, lambda n: up(PLAIN, people[n], seed=n).images[0])
+            images = [draw(n) for n in tqdm(known, unit="picture", desc=way)]
+            seen = [_seen(up, pictures) for pictures in (images, plain, shown)]
+        finally:
+            up.detach()
+            if "look" in getattr(self.pipe.unet, "peft_config", {}):
+                self.pipe.delete_adapters("look")
+        alike = [metrics.cosines(self.witnesses.embeddings(x), self.references).diagonal() for x in (images, plain)]
+        similar, alone = (float(x.mean()) for x in alike)
+        found, without = (float((x * seen[2]).sum(-1).mean()) for x in seen[:2])
+        return {"similar": similar, "kept": similar / alone, "look": found, "plain": without}, images, shown
+
     def swapped(self) -> tuple[dict, list[Image.Image]]:
         """Faces of real pictures replaced by other people's, by inpainting."""
         up = UniPortrait.attach(self.pipe, self.folder / "uniportrait")
@@ -186,6 +239,12 @@ class Protocol:
         return {"similar": float(new), "to_the_old": float(old), "changed_outside": max(changed)}, images
 
 
+def _seen(up: UniPortrait, images: Sequence[Image.Image]) -> np.ndarray:
+    """CLIP's embeddings of pictures, of length 1: (N,D)."""
+    pixels = torch.from_numpy(np.stack([clip_view(image) for image in images])).permute(0, 3, 1, 2)
+    return torch.nn.functional.normalize(up.features.image_embedding(pixels / 255), dim=-1).numpy()
+
+
 def _edges(image: Image.Image) -> np.ndarray:
     return np.asarray(controls.edges(image))[..., 0] > 0
 
@@ -200,9 +259,9 @@ def _nearest(found: Sequence, face):
     return inside[0] if inside else None
 
 
-def evaluate(protocol: Protocol, out: Path) -> dict:
+def evaluate(protocol: Protocol, out: Path, other_base: Path) -> dict:
     """Runs all of it; writes what is known after each row; returns it."""
-    result = {"people": len(protocol.people), "hardware": hardware(), "tools": [], "two": [], "absent": {}}
+    result = {"people": len(protocol.people), "hardware": hardware(), "tools": [], "two": [], "looks": [], "absent": {}}
 
     def keep(name: str, images: Sequence[Image.Image], hints: Sequence[Image.Image]) -> None:
         save_picture(_sheet(images, hints), out / f"compose_{name.replace(' ', '_')}.png")
@@ -227,6 +286,14 @@ def evaluate(protocol: Protocol, out: Path) -> dict:
             break
         result["two"].append({"who": "masks" if masked else "routers", **figures})
         keep(f"two_{masked}", images, [conditions(scene, ["pose"])[0] for _, scene in protocol.pairs])
+    for way in LOOKS:
+        try:
+            figures, images, shown = protocol.look(way, other_base)
+        except WeightsError as error:
+            result["absent"][way] = str(error)
+            continue
+        result["looks"].append({"way": way, **figures})
+        keep(way, images, shown)
     result["swapped"], images = protocol.swapped()
     keep("swapped", images, [subject.reference for subject in protocol.people])
     return result
@@ -252,6 +319,10 @@ def compose_markdown(result: dict) -> str:
     ]  # fmt: skip
     header = ("ControlNet", "identity", "similar", "kept", "faces found", "pose", "edges", "followed")
     lines = [f"# Composition: {result['people']} held-out people", f"On {result['hardware']}.", markdown(header, rows)]
+    if result["looks"]:
+        rows = [tuple(row[name] for name in ("way", "similar", "kept", "look", "plain")) for row in result["looks"]]
+        lines.append(markdown(("in the look of a picture, by", "similar", "kept", "look", "plain"), rows))
+    tables = len(lines)
     lines += [
         f"- two people, a pose each, who is where by {row['who']}: in place {row['in_place']:.3f}"
         for row in result["two"]
@@ -263,7 +334,7 @@ def compose_markdown(result: dict) -> str:
             f"largest change outside the mask {found['changed_outside']} of 255"
         )
     lines += [f"- {name}: not measured, {why}" for name, why in result["absent"].items()]
-    return "\n\n".join([*lines[:3], "\n".join(lines[3:])]) + "\n"
+    return "\n\n".join([*lines[:tables], "\n".join(lines[tables:])]) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -274,7 +345,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError(f"--people is a number from 4 to 500, not {args.people}")
     prompts = [prompt for prompt in read_prompts(prompts_file("identity.json")) if prompt.name in ASKED]
     out, witnesses = check_folder(args.out), Witnesses(folder)
-    result = evaluate(Protocol(folder, subjects(args.people, prompts, witnesses), prompts, witnesses), out)
+    protocol = Protocol(folder, subjects(args.people, prompts, witnesses), prompts, witnesses)
+    result = evaluate(protocol, out, Path(args.other_base))
     print(compose_markdown(result))
     print(f"written to {out}: compose.md, compose.json, compose_*.png")
 
@@ -288,5 +360,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--profile", default="tiny", help="tiny, or the folder of a profile of yours (default: tiny)")
     parser.add_argument("--people", type=int, default=20, metavar="N", help="how many people (default: 20)")
+    parser.add_argument(
+        "--other-base",
+        default="runs/dusk/sd",
+        metavar="FOLDER",
+        help="another base model of the same kind (default: %(default)s, of data/looks/dusk.py)",
+    )
     parser.add_argument("--out", default="outputs/compose", metavar="FOLDER", help="(default: %(default)s)")
     return parser

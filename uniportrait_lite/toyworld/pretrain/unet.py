@@ -6,6 +6,7 @@ sample steps are flawed"), so that pictures get the whole range of brightness.
 
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,6 +121,9 @@ def run(**overrides) -> dict:
 
     config = UNetRecipe(**overrides)
     folder = Path(config.folder)
+    for part in ("vae", "tokenizer"):  # what a second base model shares with the one it begins with
+        if config.start_from and not (folder / part).exists():
+            shutil.copytree(Path(config.start_from) / part, folder / part)
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     start = Path(config.start_from) if config.start_from else None
     text_from = start / "text_encoder" if start else folder.parent / "clip"
