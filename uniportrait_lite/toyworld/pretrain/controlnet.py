@@ -2,6 +2,10 @@
 
 A ControlNet is a copy of the U-Net's way down, which reads a condition image beside the noise and adds what it makes of
 it to the U-Net's way up, through convolutions that begin at zero. Identities are no part of this training.
+
+A pose or an outline tells little of the colours that most of the loss is about, so that thousands of steps go by until
+those convolutions have found out that the condition tells anything. Hence a warm-up of our own: the condition's way in,
+by itself, is first taught to name what the copy would be shown of the clean picture, in steps that need no U-Net.
 """
 
 from collections.abc import Callable
@@ -35,9 +39,11 @@ class ControlNetRecipe:
     groups: int = 3_000  # of two, and as many of three
     group_share: float = 0.2
     batch: int = 32
+    warmup: int = 600  # steps of the condition's way in by itself
     steps: int | None = 3_000
     hours: float | None = None
     lr: float = 1e-3
+    zero_rate: float = 3.0  # times lr: of the convolutions that begin at zero, and of the condition's way in
     muon_lr: float | None = 0.01
     ema: float = 0.998
     cooldown: float = 0.6
@@ -89,13 +95,15 @@ def fit(name: str, config: ControlNetRecipe, hint: Callable[[np.ndarray, np.ndar
     model, noise_schedule = Controlled(controlnet, unet, text_encoder), scheduler()
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    def batch(step, generator):
-        kind, indices = scenes.draw(generator)
+    def hints(kind: int, indices: np.ndarray) -> torch.Tensor:
         shown = scenes.sets[kind]
         images = zip(shown.images(indices), shown.landmarks[indices], strict=True)
-        hints = np.stack([np.asarray(hint(pixels, landmarks)) for pixels, landmarks in images])
-        parts = [*scenes(kind, indices, generator), torch.from_numpy(hints).permute(0, 3, 1, 2).float() / 255]
-        return [x.to(device) for x in parts]
+        pictures = np.stack([np.asarray(hint(pixels, landmarks)) for pixels, landmarks in images])
+        return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+
+    def batch(step, generator):
+        kind, indices = scenes.draw(generator)
+        return [x.to(device) for x in (*scenes(kind, indices, generator), hints(kind, indices))]
 
     def loss(module, data):
         clean, noise, timesteps, tokens, *_, hints = data
@@ -103,6 +111,8 @@ def fit(name: str, config: ControlNetRecipe, hint: Callable[[np.ndarray, np.ndar
             predicted = module(noise_schedule.add_noise(clean, noise, timesteps), timesteps, tokens, hints)
         return scenes.loss(noise_schedule, predicted, data[:-1])
 
+    if not config.start_from and not (Path(config.out) / "checkpoint.pt").exists():
+        _warm(controlnet.to(device), scenes, hints, config)
     loop = LoopConfig(
         out=config.out, steps=config.steps, hours=config.hours, lr=config.lr, muon_lr=config.muon_lr, ema=config.ema,
         precision=config.precision, seed=config.seed, cooldown=config.cooldown,
@@ -110,8 +120,30 @@ def fit(name: str, config: ControlNetRecipe, hint: Callable[[np.ndarray, np.ndar
     history = train(
         loop, model, batch, loss,
         no_muon=lambda name: any(part in name for part in ("conv_in", "time_emb", "controlnet_", "conv_out")),
+        rate=lambda name: config.zero_rate if "controlnet_" in name else 1.0,
         depends_on=depends(config, *(sd / part for part in FROZEN)),
     )  # fmt: skip
     save_half(model.controlnet, config.folder)
     metrics = {"parameters": sum(p.numel() for p in model.controlnet.parameters())}
     return record(config.folder, name, config, history, metrics)
+
+
+def _warm(controlnet: nn.Module, scenes: NoisyScenes, hints: Callable, config: ControlNetRecipe) -> None:
+    """Teaches the condition's way in what `conv_in` makes of the clean latents, less their average."""
+    from tqdm import tqdm
+
+    way_in, conv_in = controlnet.controlnet_cond_embedding, controlnet.conv_in
+    device, generator = conv_in.weight.device, torch.Generator().manual_seed(config.seed)
+    average = torch.from_numpy(scenes.latents[0].mean((0, 2, 3), dtype=np.float32)).view(1, -1, 1, 1)
+    nn.init.kaiming_normal_(way_in.conv_out.weight)
+    optimiser = torch.optim.AdamW(way_in.parameters(), lr=3e-3)
+    falling = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / (config.warmup + 1))
+    for _ in tqdm(range(config.warmup), desc="warm-up"):
+        kind, indices = scenes.draw(generator)
+        clean = torch.from_numpy(scenes.latents[kind][indices]).float() - average
+        with torch.no_grad():
+            wanted = nn.functional.conv2d(clean.to(device), conv_in.weight, padding=conv_in.padding)
+        (way_in(hints(kind, indices).to(device)) - wanted).square().mean().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        falling.step()
