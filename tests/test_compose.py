@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline, UNet2DConditionModel
 from PIL import Image
+from safetensors.torch import save_file
 
 import uniportrait_lite as upl
 from uniportrait_lite import cli, compose, controls
@@ -303,3 +304,66 @@ def test_the_compose_protocol_runs_and_says_what_could_not_be_measured(tmp_path,
     assert "depth: not measured, no " in capsys.readouterr().out and "pretrain depth" in result["absent"]["depth"]
     assert (tmp_path / "compose_swapped.png").is_file()
     assert cli.main(["evaluate", "compose", "--people", "1"]) == 1
+
+
+# --- beside ControlNets and LoRAs ------------------------------------------------------------------------------------
+def controlled_by(net) -> upl.UniPortrait:
+    unet = UNet2DConditionModel.from_pretrained(data_folder() / "sd" / "unet").eval()
+    parts = {**upl.load("tiny", device="cpu").pipe.components, "unet": unet}
+    pipe = StableDiffusionControlNetPipeline(**parts, controlnet=net(unet), requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return upl.UniPortrait.attach(pipe, data_folder() / "uniportrait")
+
+
+def steering(unet) -> ControlNetModel:
+    """A ControlNet of random weights, which shows in pictures."""
+    torch.manual_seed(0)
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 4, 8, 8))
+    torch.nn.init.normal_(net.controlnet_cond_embedding.conv_out.weight, std=0.1)
+    torch.nn.init.normal_(net.controlnet_mid_block.weight, std=0.1)
+    return net
+
+
+def test_a_control_net_of_another_base_is_said_when_attaching():
+    other = dict(in_channels=4, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=128,
+                 down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), norm_num_groups=16,
+                 conditioning_embedding_out_channels=(4, 4, 8, 8))  # fmt: skip
+    for nets in (lambda unet: ControlNetModel(**other), lambda unet: [steering(unet), ControlNetModel(**other)]):
+        with pytest.raises(ConfigError, match="for another base model: its in_channels is 4, the U-Net's 8"):
+            controlled_by(nets)
+
+
+def test_conditions_of_any_size_and_mode_and_more_or_fewer_figures_than_people_are_taken():
+    up = controlled_by(steering)
+    ann, bob = (up.identity(FACES / f"{name}.png") for name in ("ann", "bob"))
+    points = np.float32([[52, 60], [76, 60], [64, 72], [55, 82], [73, 82]])
+    figures = controls.pose([points], (128, 128))
+
+    def draw(people, image, **given) -> np.ndarray:
+        return np.asarray(up("people", people, seed=1, steps=2, image=image, **given).images[0]).astype(int)
+
+    plain = draw([ann], figures, height=128, width=128)
+    large = draw([ann], figures.resize((256, 256), Image.Resampling.NEAREST), height=128, width=128)
+    assert plain.shape == large.shape == (128, 128, 3) and np.abs(plain - large).mean() < 2
+    grey = draw([ann], figures.convert("L"), height=128, width=128)
+    assert np.array_equal(grey, draw([ann], figures.convert("L").convert("RGB"), height=128, width=128))
+    assert np.array_equal(draw([ann], figures.convert("RGBA"), height=128, width=128), plain)
+    two = controls.pose([points, points + [64, 0]], (192, 128))
+    for people, image in (([ann], two), ([ann, bob], controls.pose([points], (192, 128)))):
+        assert draw(people, image, height=128, width=192).shape == (128, 192, 3)
+    with pytest.raises(TypeError, match="image must be passed"):  # diffusers' own, of no condition at all
+        draw([ann], None)
+
+
+def test_a_lora_that_fits_nothing_changes_nothing_and_detaching_leaves_others(up, tmp_path, caplog):
+    ann = up.identity(FACES / "ann.png")
+
+    def draw() -> np.ndarray:
+        return np.asarray(up("a woman", ann, seed=1, steps=2).images[0])
+
+    before = draw()
+    nowhere = {f"unet.nowhere.to_q.lora_{x}.weight": torch.ones(4, 4) for x in "AB"}
+    save_file(nowhere, tmp_path / "lora.safetensors")
+    with pytest.raises(ValueError, match="nowhere"):  # diffusers and peft say what they looked for
+        up.pipe.load_lora_weights(str(tmp_path), weight_name="lora.safetensors", adapter_name="odd")
+    assert np.array_equal(draw(), before)

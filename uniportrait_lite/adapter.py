@@ -548,4 +548,12 @@ def _unet(pipe: Any) -> UNet2DConditionModel:
         raise ConfigError("this is a U-Net of SDXL's kind: UniPortrait is for the Stable Diffusion 1.5 family")
     if not isinstance(unet.config.cross_attention_dim, int):
         raise ConfigError("this U-Net's levels read text of different widths: UniPortrait needs one width")
+    net = getattr(pipe, "controlnet", None)
+    for place, each in enumerate(getattr(net, "nets", [net] if net is not None else [])):
+        for name in ("in_channels", "block_out_channels", "cross_attention_dim"):
+            theirs, ours = getattr(each.config, name, None), getattr(unet.config, name)
+            if theirs != ours:
+                raise ConfigError(
+                    f"ControlNet {place} is for another base model: its {name} is {theirs}, the U-Net's {ours}"
+                )
     return unet

@@ -39,7 +39,7 @@ class ControlNetRecipe:
     groups: int = 3_000  # of two, and as many of three
     group_share: float = 0.2
     batch: int = 32
-    warmup: int = 600  # steps of the condition's way in by itself
+    warmup: int = 200  # steps of the condition's way in by itself
     steps: int | None = 3_000
     hours: float | None = None
     lr: float = 1e-3
@@ -143,7 +143,9 @@ def _warm(controlnet: nn.Module, scenes: NoisyScenes, hints: Callable, config: C
         clean = torch.from_numpy(scenes.latents[kind][indices]).float() - average
         with torch.no_grad():
             wanted = nn.functional.conv2d(clean.to(device), conv_in.weight, padding=conv_in.padding)
-        (way_in(hints(kind, indices).to(device)) - wanted).square().mean().backward()
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            named = way_in(hints(kind, indices).to(device))
+        (named.float() - wanted).square().mean().backward()
         optimiser.step()
         optimiser.zero_grad()
         falling.step()
