@@ -106,7 +106,7 @@ print("and half one, half the other:", torch.allclose(blended, halfway, atol=0.0
 #
 # How much do they blend? The paper reports a blending score, but does not say how it is computed. Here is ours: how
 # alike the judge finds the faces of one picture, less how alike these people really are. 0 is no blending. (A person
-# who is there twice counts as blending, too. `evaluate people` reports the same.)
+# who is there twice counts as blending, too. `evaluate people` reports it for many.)
 
 
 # %%
@@ -156,7 +156,7 @@ print("routed they blend least:", min(total, key=total.get) == "routed")
 # The paper's figures for the same thing, at full size: IP-Adapter alone keeps two people with a similarity of 7.7% and
 # a blending score of 52.7%; with the paper's router, and nothing else changed, 60.5% and 7.9%.
 #
-# Ours are not as good: in some of these pictures somebody is there twice. Part 8 shows which, and mends them.
+# Ours are not as good: now and then somebody is there twice. Part 8 finds out, and draws again.
 #
 # ## 2. Whom to listen to: the router
 #
@@ -416,7 +416,7 @@ pixels = torch.tensor([scene.pixels.shape[1::-1] * 2])  # width, height, width, 
 boxes = torch.tensor([[face.box for face in scene.faces]]) / pixels  # (1, 2, 4), shares of the picture
 masks = {size: box_masks(boxes, size) for size in ((16, 24), (8, 12), (4, 6))}  # the sizes of the U-Net's layers
 tints = {f"M at {h} x {w}": tinted(scene.image, masks[h, w][0].numpy()) for h, w in ((16, 24), (8, 12))}
-viz.show([scene.image, *tints.values()], ["the picture", *tints])
+viz.show(list(tints.values()), list(tints))
 left_half = box_masks(torch.tensor([0.0, 0.0, 0.5, 1.0]), (2, 4))
 print("the left half as a mask of 2 x 4:", left_half.int().tolist())
 print("no place is in both boxes:", all(mask.sum(1).max() == 1 for mask in masks.values()))
@@ -541,8 +541,8 @@ viz.plot(drawing, "Curves: the routing loss falls, and the share of right places
 trained = maps_of(router, test_Z, test_who)
 shown = [tinted(test_scenes[1].image, one_hot(m["up"])[1].numpy()) for m in (before, trained)]
 viz.show(shown, ["before", "after"])
-right_now = routing_accuracy(trained, test_boxes)["up"]
-print("places of faces that listen to the right person: before about half, now more than 0.7:", bool(right_now > 0.7))
+was, now = (routing_accuracy(maps, test_boxes)["up"].item() for maps in (before, trained))
+print("places of faces that listen to the right person: more than before:", now > was, " and than 0.7:", now > 0.7)
 
 # %% [markdown]
 # Red and blue are the first and the second person, who stand in any order. The router has learned to *recognise*: from
