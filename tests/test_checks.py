@@ -232,6 +232,146 @@ WRONG = {
 }
 
 
+# --- 03_id_routing ----------------------------------------------------------------------------------------------------
+def one_after_another(q, keys, values):
+    """A softmax for each identity."""
+    return torch.stack(
+        [F.scaled_dot_product_attention(q, k, v) for k, v in zip(keys.unbind(1), values.unbind(1), strict=True)]
+    ).mean(0)
+
+
+def logits_of(one=lambda tokens, aggregate, phi: phi(aggregate(tokens.transpose(-1, -2)).squeeze(-1)), after=None):
+    """`routing_logits` with something else in it."""
+
+    def made(positions, tokens, aggregate, theta, phi):
+        logits = one(tokens, aggregate, phi) @ theta(positions).transpose(1, 2)
+        return after(logits) if after else logits
+
+    return made
+
+
+def routing_by(weights):
+    return lambda logits, outputs: (weights(logits).unsqueeze(-1) * outputs).sum(1)
+
+
+def drawing(noise=lambda u: -(-u.log()).log(), dim=1, times=lambda x, t: x / t):
+    return lambda logits, uniform, temperature: times(logits + noise(uniform), temperature).softmax(dim)
+
+
+def hard_of(soft, dim=1):
+    return torch.zeros_like(soft).scatter(dim, soft.argmax(dim, keepdim=True), 1.0)
+
+
+def loss_with(free=True, by_n=True, whole=False, layers=torch.mean, factor=1.0):
+    """`routing_loss` with something else in it."""
+
+    def made(maps, boxes):
+        losses = []
+        for psi in maps.values():
+            masks = upl.id_routing.box_masks(boxes, psi.shape[-2:])
+            union = masks.amax(1, keepdim=True)
+            errors = ((union if free else 1) * (psi - masks)).square()
+            errors = errors.mean(1) if by_n else errors.sum(1)
+            losses.append(errors.mean() if whole else errors.sum() / union.sum())
+        return factor * layers(torch.stack(losses))
+
+    return made
+
+
+def shared(divide, mode="area"):
+    def made(masks, size):
+        small = F.interpolate(masks, size=size, mode=mode)
+        return divide(small)
+
+    return made
+
+
+def each_their_nearest(similarities):
+    return similarities.argmax(axis=0).tolist(), right("who_is_where")(similarities)[1]
+
+
+def smallest_sum(similarities):
+    return right("who_is_where")(-similarities)[0], right("who_is_where")(similarities)[1]
+
+
+def best_pair_first(similarities):
+    left, face_of = similarities.copy(), [None] * similarities.shape[1]
+    for _ in range(min(left.shape)):
+        face, person = divmod(int(left.argmax()), left.shape[1])
+        face_of[person] = face
+        left[face], left[:, person] = -9, -9
+    return face_of, right("who_is_where")(similarities)[1]
+
+
+def counts_of_the_matching(similarities):
+    face_of, _ = right("who_is_where")(similarities)
+    return face_of, [int(face is not None) for face in face_of]
+
+
+WRONG |= {
+    "concatenated": [
+        (one_after_another, "a softmax of its own here, and the results are averaged"),
+        (lambda q, k, v: F.scaled_dot_product_attention(q, k.mean(1), v.mean(1)), "one after another"),
+        (lambda q, k, v: F.scaled_dot_product_attention(q, k[:, 0], v[:, 0]), "only the first identity"),
+    ],
+    "routing_logits": [
+        (logits_of(after=lambda logits: logits.transpose(1, 2)), "places come before identities"),
+        (logits_of(after=lambda logits: logits.softmax(1)), "this is the softmax"),
+        (logits_of(after=lambda logits: logits / 6**0.5), "the bare product"),
+        (logits_of(lambda tokens, aggregate, phi: phi(tokens.mean(2))), "the tokens are averaged"),
+        (logits_of(lambda tokens, aggregate, phi: phi(aggregate(tokens).squeeze(-1))), "the channels of each token"),
+        (
+            logits_of(lambda tokens, aggregate, phi: aggregate(phi(tokens).transpose(-1, -2)).squeeze(-1)),
+            "phi comes before",
+        ),
+    ],
+    "route": [
+        (routing_by(lambda logits: logits.softmax(1)), "mixed by softmax"),
+        (routing_by(lambda logits: hard_of(logits, 2)), "over the places"),
+        (routing_by(lambda logits: hard_of(logits) * logits), "multiplied with its logit"),
+        (lambda logits, outputs: hard_of(logits).unsqueeze(-1) * outputs, "not yet added up"),
+    ],
+    "gumbel_softmax": [
+        (drawing(noise=lambda u: 0), "there is no noise"),
+        (drawing(noise=lambda u: u), "the noise is uniform"),
+        (drawing(noise=lambda u: (-u.log()).log()), "the wrong sign"),
+        (drawing(noise=lambda u: -u.log()), "one logarithm is missing"),
+        (drawing(times=lambda x, t: x * t), "the temperature multiplies"),
+        (drawing(dim=2), "softmax runs over the places"),
+    ],
+    "straight_through": [
+        (lambda soft: soft, "its values are the soft ones"),
+        (hard_of, "no gradient comes through"),
+        (lambda soft: hard_of(soft) + soft - soft, "the gradient is 0"),
+        (lambda soft: hard_of(soft) - soft + soft.detach(), "points the wrong way"),
+        (lambda soft: hard_of(soft, 2) + soft - soft.detach(), "over the places"),
+        (lambda soft: hard_of(soft) * (1 + soft - soft.detach()), "the winners alone"),
+    ],
+    "routing_loss": [
+        (loss_with(free=False), "the background counts"),
+        (loss_with(free=False, whole=True), "the background counts"),
+        (loss_with(by_n=False), "not divided by N"),
+        (loss_with(whole=True), "only those in W count"),
+        (loss_with(layers=torch.sum), "take their mean"),
+        (loss_with(factor=0.1), "lambda is in it"),
+    ],
+    "shares": [
+        (shared(lambda x: x / x.sum(1, keepdim=True)), "give NaN"),
+        (shared(lambda x: x / x.sum(1, keepdim=True).clamp_min(1e-8)), "made whole"),
+        (shared(lambda x: x), "counts several times"),
+        (shared(lambda x: x.softmax(1)), "softmax gives something"),
+        (shared(lambda x: x / x.sum(1, keepdim=True).clamp_min(1), mode="nearest"), "mode='area'"),
+    ],
+    "who_is_where": [
+        (each_their_nearest, "match them one to one"),
+        (smallest_sum, "the worst sum"),
+        (best_pair_first, "the best pair is taken first"),
+        (counts_of_the_matching, "never doubles anybody"),
+        (lambda similarities: right("who_is_where")(similarities)[0], "two things"),
+    ],
+}
+
+
 def right(name):
     """The reference's function."""
     owner, exercise = next((owner, exercise) for owner, exercise in EXERCISES if exercise.name == name)

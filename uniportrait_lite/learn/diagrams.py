@@ -145,3 +145,35 @@ def decoupled_attention() -> None:
     board.show(
         "Diagram: the positions' queries attend to the prompt, and apart from it to the ID tokens; the two are added"
     )
+
+
+def id_routing() -> None:
+    """How each location of a cross-attention layer chooses among several identities."""
+    board = _Board(height=3.1)
+    board.box(1, 28.5, 15, 9, "positions $Z$", ("384 x 64", "(4096 x 320)"), GREY)
+    for k in (2, 1, 0):
+        board.box(1 + 1.2 * k, 4 + 1.2 * k, 15, 9, "ID tokens, N times" if k == 0 else "", (), ORANGE)
+        if k == 0:
+            board.note(8.5, 5.8, "16 x 128  (16 x 768)", fontsize=6)
+    board.arrow((16, 33), (24, 33))
+    board.box(24, 29.5, 11, 7, r"$\theta$")
+    board.arrow((18.4, 12), (21, 12), (21, 20.5), (24, 20.5))
+    board.box(24, 17, 11, 7, r"$\phi(W_{aggr}\,F)$")
+    board.box(41, 22.5, 13, 8.5, "logits", ("N x 384",), GREEN)
+    board.arrow((35, 33), (47.5, 33), (47.5, 31))
+    board.arrow((35, 20.5), (38, 20.5), (38, 26.7), (41, 26.7))
+    board.arrow((54, 26.7), (63, 26.7))
+    board.note(57.2, 28.2, "arg max", fontsize=6)
+    board.note(57.2, 25.2, "over N", fontsize=6)
+    board.box(63, 22.5, 14, 8.5, r"routing map $\psi$", ("N x 384",), GREEN)
+    board.box(63, 4, 14, 9, "N attentions", ("N x 384 x 64",), ORANGE)
+    board.arrow((18.4, 7), (63, 7))
+    board.note(43, 8.6, "K, V of each identity", fontsize=6.5)
+    board.arrow((16, 36), (19, 36), (19, 39.2), (60.7, 39.2), (60.7, 11), (63, 11))
+    board.note(43, 40.8, "Q, the text branch's own", fontsize=6.5)
+    board.arrow((77, 26.7), (84, 26.7), (84, 18.8))
+    board.arrow((77, 8.5), (84, 8.5), (84, 14.6))
+    board.note(84, 16.7, r"$\odot$", fontsize=16)
+    board.arrow((85.8, 16.7), (89, 16.7))
+    board.note(94.7, 16.7, "sum over N,\ntimes ID scale,\nadded to\nthe text's", fontsize=6.5)
+    board.show("Diagram: logits of positions and identities, their arg max, and with it the choice among N attentions")
