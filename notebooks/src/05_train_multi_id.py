@@ -57,7 +57,7 @@ print("tensors of the single-ID stage:", len(single[1]))
 # people, with two losses:
 #
 # $$L = \underbrace{\mathbb{E}\,\lVert \epsilon - \epsilon_\theta(z_t) \rVert^2}_{\text{diffusion}} +
-# \lambda \, \underbrace{\frac{1}{N} \lVert W_{route} \odot (\psi - M) \rVert^2}_{\text{routing}}, \qquad \lambda = 0.1$$
+# \lambda \, \underbrace{\tfrac1N \lVert W_{route} \odot (\psi - M) \rVert^2}_{\text{routing}}, \quad \lambda = 0.1$$
 
 # %%
 diagrams.multi_id_stage()
@@ -588,7 +588,7 @@ print("with the loss maps become surer inside faces:", sure[1] > sure[0])
 #
 # Weights of ours are a folder with both stages in it. We save the two runs, attach each to the pipeline, and draw the
 # same two people from the same noise; beside them the shipped weights, trained much longer. Then one of the two alone:
-# whatever the routers have learned, pictures of **one** person stay as they were, as nothing that they need was touched.
+# whatever the routers have learned, pictures of **one** person stay as they were: nothing that they need was touched.
 
 # %%
 for config, network in zip(RUNS.values(), (with_loss, without_loss), strict=True):

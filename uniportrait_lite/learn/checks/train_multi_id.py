@@ -165,14 +165,25 @@ class _Small(nn.Module):
         return {"loss": error + route, "diffusion": error, "route": route}
 
 
-def _trained(step: Callable[..., object], steps: int = 3) -> tuple[Tensor, list[object]]:
+class _Counting(torch.optim.SGD):
+    """Knows how often it has moved."""
+
+    moves = 0
+
+    def step(self, closure: None = None) -> None:
+        self.moves += 1
+        super().step(closure)
+
+
+def _trained(step: Callable[..., object], steps: int = 3) -> tuple[Tensor, list[object], int]:
+    """The weights after some steps, what these returned, and how often the optimiser has moved."""
     model = _Small()
-    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.5)
+    optimiser = _Counting([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.5)
     given = [step(model, _random(5, 3, seed=10 + k), optimiser) for k in range(steps)]
-    return model.router.weight.detach().clone(), given
+    return model.router.weight.detach().clone(), given, optimiser.moves
 
 
-def _step(zero: str = "before", clip: str | None = "norm", part: str = "loss", move: bool = True, limit: float = 1.0):
+def _step(zero: str = "before", clip: str | None = "norm", part: str = "loss", limit: float = 1.0):
     """A training step with something else in it."""
 
     def step(model: nn.Module, batch: Tensor, optimiser: torch.optim.Optimizer) -> float:
@@ -188,10 +199,7 @@ def _step(zero: str = "before", clip: str | None = "norm", part: str = "loss", m
             nn.utils.clip_grad_norm_(model.parameters(), limit)
         if clip == "value":
             nn.utils.clip_grad_value_(model.parameters(), limit)
-        if move:
-            optimiser.step()
-        if clip == "late":
-            nn.utils.clip_grad_norm_(model.parameters(), limit)
+        optimiser.step()
         return loss.item()
 
     return step
@@ -200,23 +208,23 @@ def _step(zero: str = "before", clip: str | None = "norm", part: str = "loss", m
 @check("Five lines, whatever the network: everything else of this project is about what goes into them.")
 def training_step(answer: Callable[..., object]) -> None:
     """model, batch, optimiser -> the loss as a number; the optimiser has moved the weights."""
-    found, given = _trained(answer)
+    found, given, moves = _trained(answer)
+    demand(moves > 0, "the weights have not moved: where is optimiser.step()?")
     mistakes = {
-        "the weights have not moved: where is optimiser.step()?": _step(move=False),
         "gradients of former steps are still there and add up: optimiser.zero_grad() comes before backward()": (
             _step(zero="never")
         ),
         "the gradients are set to 0 after backward(), before the optimiser has seen them": _step(zero="between"),
-        "the gradients are not clipped: one bad batch could throw the routers far away": _step(clip=None),
-        "the gradients are clipped after optimiser.step(): too late": _step(clip="late"),
-        "the gradients are clipped before backward(), when there are none": _step(clip="early"),
+        "the gradients are not clipped between backward() and optimiser.step(): one bad batch could throw the routers "
+        "far away": _step(clip=None),
+        "the gradients are clipped before backward(), when they are old ones": _step(zero="never", clip="early"),
         "each gradient is clipped by itself, which turns the direction: clip_grad_norm_ keeps it": _step(clip="value"),
         "it trains on the diffusion loss alone: model(batch)['loss'] has the routing loss in it": (
             _step(part="diffusion")
         ),
         "it trains on the routing loss alone: model(batch)['loss'] has both": _step(part="route"),
     }
-    wanted, losses = _trained(_step())
+    wanted, losses, _ = _trained(_step())
     equal(found, wanted, {message: _trained(step)[0] for message, step in mistakes.items()})
     demand(all(value is not None for value in given), "it returns None: return the loss, to be plotted")
     demand(
