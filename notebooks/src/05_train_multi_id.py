@@ -675,7 +675,15 @@ checks.averaged(averaged)
 two = settings("two_processes", steps=4, batch=8)
 flags = {"steps": 4, "batch": 8, "groups": 1000, "trios": 0, "warmup": 10, "run-folder": two.run_folder}
 flags |= {"out": f"{two.run_folder}/weights", "log-every": 1}
-command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--log-dir", f"{two.run_folder}/said"]
+command = [
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc-per-node",
+    "2",
+    "--log-dir",
+    f"{two.run_folder}/said",
+]
 command += ["--redirects", "3", "-m", "uniportrait_lite", "train", "multi_id"]
 command += [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 print("torchrun", *command[2 : -len(flags) * 2], "...")
