@@ -264,7 +264,8 @@ print("the shipped ones are better everywhere:", all(shipped[part] > start[part]
 # ## 3. One step, taken apart
 #
 # Training needs many pictures, so the package draws a thousand of two people and keeps what the frozen networks make of
-# them in `runs/cache`. (The first time this takes half a minute; 04_train_single_id does the same with portraits.)
+# them in `runs/cache`. (The first time this takes half a minute; 04_train_single_id does the same with portraits.) As
+# in the stage before, a batch leaves out some captions and some faces, for guidance, and swaps some $F_r$.
 
 # %%
 with progress("1,000 pictures of two people, drawn and encoded"):
@@ -330,10 +331,11 @@ package = model.train()(batch)
 torch.testing.assert_close(package["diffusion"], diffusion, rtol=1e-4, atol=1e-5)
 torch.testing.assert_close(package["route"], route, rtol=1e-4, atol=1e-5)
 torch.testing.assert_close(package["loss"], diffusion + 0.1 * route, rtol=1e-4, atol=1e-5)
+assert abs(float(route) - 0.25) < 0.03
 print("by hand and by the package: the same.", "It gives", ", ".join(package))
 
 # %% [markdown]
-# Two people at even shares are wrong by a half everywhere, so an untrained router's loss is near 0.25. Who teaches the
+# Two people at even shares are wrong by a half everywhere: an untrained router's loss is near 0.25. Who teaches the
 # routers? Both losses reach them: the routing loss directly, the diffusion loss through the one-hot $\psi$ (straight
 # through). Their gradients, part by part:
 
@@ -453,7 +455,7 @@ checks.training_step(training_step)
 #
 # Two runs from the same beginning, in the same steps: one with $\lambda = 0.1$, one with $\lambda = 0$. Each takes a
 # minute or so. They are short, so we take pairs only (guessing gives a half), small batches and a high rate. Every 20
-# steps we look at our test: the share of right places, and the maps.
+# steps we look at our test: the share of right places, and the maps. What a batch is made of, with its temperature:
 
 # %%
 STEPS, EVERY = 120, 20
@@ -471,6 +473,12 @@ def settings(name, **changed):
 
 
 RUNS = {"with the routing loss": settings("with"), "without it": settings("without", route_weight=0.0)}
+show_source(GroupBatches.__call__)
+cooling = GroupBatches(RUNS["without it"], made, None)
+warm = [
+    float(cooling(step, torch.Generator().manual_seed(0)).temperature) for step in (0, STEPS // 2, STEPS, 2 * STEPS)
+]
+assert warm == [1, 0.75, 0.5, 0.5], warm
 for name, config in RUNS.items():
     print(f"{name:22} lambda = {config.route_weight}, {config.steps} steps of {config.batch * 128 // 192} pictures")
 
@@ -554,8 +562,7 @@ print("and on average they are further than without it:", sum(more.values()) / 3
 # as good, and where it is not, the signal is noisy. The boxes say it straight. Much longer runs of ours kept that order
 # (`docs/experiments.md`: 55% of the places of the way up right without the loss, 81% with it, after 1,791 steps each),
 # and so do the paper's: 59.1 FaceSim without, 67.3 with the loss (section "Ablation").
-
-# %% [markdown]
+#
 # ## 7. What a map becomes
 #
 # The shares of both people, on the way up, for a picture of the test: blue is the left person, orange the right one,
@@ -672,34 +679,23 @@ checks.averaged(averaged)
 # steps: the time goes into starting up.
 
 # %%
-two = settings("two_processes", steps=4, batch=8)
-flags = {"steps": 4, "batch": 8, "groups": 1000, "trios": 0, "warmup": 10, "run-folder": two.run_folder}
-flags |= {"out": f"{two.run_folder}/weights", "log-every": 1}
-command = [
-    "-m",
-    "torch.distributed.run",
-    "--standalone",
-    "--nproc-per-node",
-    "2",
-    "--log-dir",
-    f"{two.run_folder}/said",
-]
-command += ["--redirects", "3", "-m", "uniportrait_lite", "train", "multi_id"]
-command += [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-print("torchrun", *command[2 : -len(flags) * 2], "...")
-if not (Path(two.run_folder) / "weights" / "multi_id.recipe.json").exists():  # else it ran before
+flags = {"steps": 4, "batch": 8, "groups": 1000, "trios": 0, "warmup": 10, "log-every": 1}
+two = Path(f"runs/lesson_05/two_processes_{digest(flags, *trained_on)}")
+flags |= {"run-folder": two, "out": two / "weights"}
+launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--log-dir", two / "said"]
+launch += ["--redirects", "3", "-m", "uniportrait_lite", "train", "multi_id"]
+given = [word for name, value in flags.items() for word in (f"--{name}", value)]
+print("torchrun --nproc-per-node 2 -m uniportrait_lite train multi_id", *map(str, given[:8]), "...")
+if not (two / "weights" / "multi_id.recipe.json").exists():  # else it ran before
     with progress("two processes, four steps"):
         print("starting two processes")
-        done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, *map(str, launch + given)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-said = {
-    path.parent.name: path.read_text() for path in sorted(Path(two.run_folder).glob("said/*/attempt_0/*/stdout.log"))
-}
+said = {path.parent.name: path.read_text() for path in sorted(two.glob("said/*/attempt_0/*/stdout.log"))}
 for process, text in said.items():
     lines = [line.split(" seconds")[0] for line in text.splitlines() if line.startswith("step")]
     print(f"process {process} said:", ", ".join(lines) or "nothing, as only the first one speaks")
-recipe = json.loads((Path(two.run_folder) / "weights" / "multi_id.recipe.json").read_text())
-print("steps:", recipe["steps"])
+recipe = json.loads((two / "weights" / "multi_id.recipe.json").read_text())
 assert len(said) == 2 and recipe["steps"] == 4
 
 # %% [markdown]
