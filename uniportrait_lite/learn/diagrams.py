@@ -160,11 +160,11 @@ def multi_id_stage() -> None:
     board.box(19, 4, 14, 8, r"$\theta$", color=learns)
     board.box(37, 4, 14, 8, "logits", ("N x 384",), GREEN)
     board.box(57, 18, 16, 8, r"Gumbel, $\psi$", ("one-hot over N",), GREEN)
-    board.box(79, 29, 20, 10, "attention\nto one identity a place", color=frozen)
-    board.note(89, 27, "every q, k, v, out: with the second LoRA", fontsize=6)
-    board.box(79, 15, 20, 8, "diffusion loss", color=loss)
+    board.box(79, 31, 20, 8, "attention\nto one identity a place", color=frozen)
+    board.box(79, 22.5, 20, 6, "second LoRA\non q, k, v and out", color=learns)
+    board.box(79, 13.5, 20, 6.5, "diffusion loss", color=loss)
     board.box(57, 4, 16, 8, "softmax", ("boxes' masks $M$",), GREEN)
-    board.box(79, 4, 20, 8, r"$\lambda \times$ routing loss", color=loss)
+    board.box(79, 4.5, 20, 6.5, r"$\lambda \times$ routing loss", color=loss)
     board.arrow((15, 35), (19, 35))
     board.arrow((33, 35), (37, 35))
     board.arrow((51, 35), (57, 35))
@@ -175,12 +175,13 @@ def multi_id_stage() -> None:
     board.arrow((33, 8), (37, 8))
     board.arrow((51, 9.5), (54, 9.5), (54, 22), (57, 22))
     board.arrow((51, 7), (57, 7))
-    board.arrow((73, 22), (76, 22), (76, 31), (79, 31))
-    board.arrow((89, 25.5), (89, 23))
+    board.arrow((73, 22), (76, 22), (76, 33), (79, 33))
+    board.arrow((89, 31), (89, 28.5))
+    board.arrow((89, 22.5), (89, 20))
     board.arrow((73, 8), (79, 8))
-    for x, color, text in ((2, frozen, "frozen"), (14, learns, "learns"), (26, GREEN, "made anew in each step")):
-        board.box(x, 19.5, 3, 3, "", color=color)
-        board.note(x + 3.8, 21, text, ha="left")
+    for y, color, text in ((25, frozen, "frozen"), (20.5, learns, "learns"), (16, GREEN, "made anew in each step")):
+        board.box(2, y, 3, 3, "", color=color)
+        board.note(6, y + 1.5, text, ha="left")
     board.show(
         "Diagram: frozen are the ID embedding, ID keys and values and the U-Net; W_aggr, phi, theta and a second LoRA "
         "learn, from the diffusion loss through psi, and from the routing loss through the softmax of the logits"
