@@ -332,7 +332,7 @@ package = model.train()(batch)
 torch.testing.assert_close(package["diffusion"], diffusion, rtol=1e-4, atol=1e-5)
 torch.testing.assert_close(package["route"], route, rtol=1e-4, atol=1e-5)
 torch.testing.assert_close(package["loss"], diffusion + 0.1 * route, rtol=1e-4, atol=1e-5)
-assert abs(float(route) - 0.25) < 0.03
+assert abs(route.item() - 0.25) < 0.03
 print("by hand and by the package: the same.", "It gives", ", ".join(package))
 
 # %% [markdown]
@@ -454,8 +454,8 @@ checks.training_step(training_step)
 # ## 6. A run, with and without the routing loss
 #
 # Two runs from the same beginning, in the same steps: one with $\lambda = 0.1$, one with $\lambda = 0$. Each takes
-# less than a minute. They are short, so we take pairs only (guessing gives a half), small batches and a high rate. Every 20
-# steps we look at our test: the share of right places, and the maps. What a batch is made of, with its temperature:
+# less than a minute on two free cores. They are short, so we take pairs only (guessing gives a half), small batches and
+# a high rate. Every 20 steps we look at our test: the share of right places, and the maps. What a batch is made of:
 
 # %%
 STEPS, EVERY = 160, 20
