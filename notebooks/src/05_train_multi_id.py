@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Training for several people: the multi-ID stage
 #
-# About four minutes to run on two CPU cores, most of it two short trainings. No GPU, no network. With the exercises:
-# 90 minutes.
+# About four minutes to run on two CPU cores, most of it two short trainings; half a minute once they are done. It takes
+# 2 GB of memory, no GPU and no network. With the exercises: 75 minutes.
 #
 # **You will** see what this stage trains and what it leaves alone, take one training step apart, write the loop, and
 # watch routers learn who is where, with the routing loss and without it. At the end two processes train together.
@@ -558,10 +558,10 @@ print("with the loss all parts of the U-Net get better:", min(rise.values()) > 0
 print("and on average they are further than without it:", sum(more.values()) / 3 > 0.03)
 
 # %% [markdown]
-# The diffusion loss alone moves the routers little: whoever a place listens to, the prediction of that place is nearly
-# as good, and where it is not, the signal is noisy. The boxes say it straight. Much longer runs of ours kept that order
-# (`docs/experiments.md`: 55% of the places of the way up right without the loss, 81% with it, after 1,791 steps each),
-# and so do the paper's: 59.1 FaceSim without, 67.3 with the loss (section "Ablation").
+# The diffusion loss alone moves the routers little, as the gradients of part 3 foretold: whoever a place listens to,
+# its prediction is nearly as good, and where it is not, the signal is noisy. The boxes say it straight. Much longer
+# runs of ours kept that order (`docs/experiments.md`: 55% of the places of the way up right without the loss, 81% with
+# it, after 1,791 steps each), and so do the paper's: 59.1 FaceSim without, 67.3 with the loss (section "Ablation").
 #
 # ## 7. What a map becomes
 #
@@ -594,8 +594,9 @@ print("with the loss maps become surer inside faces:", sure[1] > sure[0])
 # ## 8. Pictures, and what did not change
 #
 # Weights of ours are a folder with both stages in it. We save the two runs, attach each to the pipeline, and draw the
-# same two people from the same noise; beside them the shipped weights, trained much longer. Then one of the two alone:
-# whatever the routers have learned, pictures of **one** person stay as they were: nothing that they need was touched.
+# same two people from the same noise; beside them the shipped weights, trained much longer. Look whose hair and skin
+# come where. Then one of the two alone: whatever the routers have learned, pictures of **one** person stay as they
+# were, as nothing that they need was touched.
 
 # %%
 for config, network in zip(RUNS.values(), (with_loss, without_loss), strict=True):
