@@ -454,8 +454,8 @@ checks.training_step(training_step)
 # ## 6. A run, with and without the routing loss
 #
 # Two runs from the same beginning, in the same steps: one with $\lambda = 0.1$, one with $\lambda = 0$. Each takes
-# less than a minute on two free cores. They are short, so we take pairs only (guessing gives a half), small batches and
-# a high rate. Every 20 steps we look at our test: the share of right places, and the maps. What a batch is made of:
+# about a minute on two free cores. They are short, so we take pairs only (guessing gives a half), small batches and a
+# high rate. Every 20 steps we look at our test: the share of right places, and the maps. What a batch is made of:
 
 # %%
 STEPS, EVERY = 160, 20
