@@ -2,7 +2,7 @@
 # # Training for several people: the multi-ID stage
 #
 # About four minutes to run on two CPU cores, most of it two short trainings; half a minute once they are done. It takes
-# 2 GB of memory, no GPU and no network. With the exercises: 75 minutes.
+# 1.6 GB of memory (2.7 while two processes train, at the end), no GPU and no network. With the exercises: 75 minutes.
 #
 # **You will** see what this stage trains and what it leaves alone, take one training step apart, write the loop, and
 # watch routers learn who is where, with the routing loss and without it. At the end two processes train together.
