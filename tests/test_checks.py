@@ -372,6 +372,121 @@ WRONG |= {
 }
 
 
+# --- 05_train_multi_id ------------------------------------------------------------------------------------------------
+def any_lora(name):
+    return 1.0 if ".router." in name else 0.1 if ".lora_" in name else 0.0
+
+
+def every_parameter_of_a_processor(name):
+    return 1.0 if ".processor." in name else 0.1 if ".multi_id." in name else 0.0
+
+
+def with_background(scores, masks):
+    return (scores.argmax(1) == masks.argmax(1)).float().mean()
+
+
+def with_overlaps(scores, masks):
+    return (scores.argmax(1) == masks.argmax(1))[masks.amax(1) > 0].float().mean()
+
+
+def of_all_places(scores, masks):
+    return ((scores.argmax(1) == masks.argmax(1)) & (masks.sum(1) == 1)).float().mean()
+
+
+def stage_loss_of(psi, weigh=lambda diffusion, route, weight: diffusion + weight * route):
+    """`stage_loss` with other maps, or another sum."""
+
+    def loss(predicted, target, logits, boxes, route_weight):
+        route = upl.id_routing.routing_loss({name: psi(scores) for name, scores in logits.items()}, boxes)
+        return weigh(F.mse_loss(predicted, target), route, route_weight)
+
+    return loss
+
+
+def never_at_its_end(step, first, last, cooling):
+    return first + (last - first) * step / max(1, cooling)
+
+
+def dividing_by_zero(step, first, last, cooling):
+    return first + (last - first) * min(1.0, step / cooling)
+
+
+def step_of(order, value="loss"):
+    """A training step of these parts in this order: z forgets, b sends back, c clips, s moves."""
+
+    def step(model, batch, optimiser):
+        loss = model(batch)[value]
+        do = {
+            "z": optimiser.zero_grad,
+            "b": loss.backward,
+            "c": lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0),
+            "s": optimiser.step,
+        }
+        for part in order:
+            do[part]()
+        return loss.item()
+
+    return step
+
+
+def step_that_keeps_the_graph(model, batch, optimiser):
+    optimiser.zero_grad()
+    loss = model(batch)["loss"]
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimiser.step()
+    return loss
+
+
+def together(how):
+    return lambda processes: {name: how(torch.stack([one[name] for one in processes])) for name in processes[0]}
+
+
+WRONG |= {
+    "share": [
+        (any_lora, "the first LoRA learns, too"),
+        (every_parameter_of_a_processor, "the ID keys and values learn"),
+        (lambda name: 1.0 if ".router." in name or ".multi_id." in name else 0.0, "a tenth of the rate"),
+        (lambda name: 1.0 if ".router.theta" in name else 0.1 if ".multi_id." in name else 0.0, "its W_aggr"),
+    ],
+    "right_share": [
+        (with_background, "nobody is there to be right about"),
+        (with_overlaps, "places in two boxes"),
+        (of_all_places, "divide by the number"),
+    ],
+    "stage_loss": [
+        (stage_loss_of(lambda scores: scores), "the logits as they are"),
+        (stage_loss_of(lambda scores: scores.softmax(-1)), "softmax runs over places"),
+        (stage_loss_of(upl.id_routing.one_hot), "no gradient would come back"),
+        (stage_loss_of(lambda scores: scores.softmax(1), lambda d, r, w: d + r), "lambda is not used"),
+    ],
+    "temperature": [
+        (never_at_its_end, "goes on falling"),
+        (dividing_by_zero, "divides by 0"),
+        (lambda step, first, last, cooling: right("temperature")(step, last, first, cooling), "rises from last"),
+    ],
+    "training_step": [
+        (step_of("bcs"), "add up"),
+        (step_of("bzcs"), "before the optimiser has seen them"),
+        (step_of("zbs"), "not clipped between"),
+        (step_of("zbsc"), "not clipped between"),
+        (step_of("zbc"), "have not moved"),
+        (step_of("zbcs", "diffusion"), "on the diffusion loss alone"),
+        (step_that_keeps_the_graph, "loss.item()"),
+    ],
+    "changed": [
+        (lambda a, b: {name for name in a if not torch.allclose(a[name], b[name])}, "its last bit only"),
+        (lambda a, b: {name for name in a if torch.equal(a[name], b[name])}, "stayed the same"),
+        (lambda a, b: {name for name in a if a[name] is not b[name]}, "compare values, not objects"),
+    ],
+    "averaged": [
+        (together(lambda every: every.sum(0)), "added up"),
+        (together(lambda every: every), "side by side"),
+        (lambda processes: processes[0], "only the first process"),
+    ],
+}
+
+
 def right(name):
     """The reference's function."""
     owner, exercise = next((owner, exercise) for owner, exercise in EXERCISES if exercise.name == name)

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import shutil
+import sys
 
 import nbformat
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.learn import notebooks, viz
+from uniportrait_lite.learn.progress import progress
 
 SOURCE = """\
 # %% [markdown]
@@ -100,6 +102,20 @@ def test_controls_redraw_their_picture_and_are_stored_in_words(built):
     controls, picture = _outputs(built)[1]
     assert dict(controls.data) == {"text/plain": "Controls, where a kernel runs: how many"}
     assert picture.data["text/plain"] == "3 pictures of 32 x 32 pixels"  # after the last cell moved the slider
+
+
+def test_progress_shows_what_is_said_last_and_is_stored_as_what_it_was_for(copy, capsys):
+    source = "# %%\nfrom uniportrait_lite.learn.progress import progress\n\nimport sys\n\nwith progress('ten drawn'):\n"
+    (copy / "src" / "00_small.py").write_text(source + "    print('3 of 10', file=sys.stderr)\n")
+    notebooks.build("00_small", copy)
+    assert [dict(output.data) for output in _outputs(copy)[0]] == [{"text/plain": "ten drawn"}]
+    shown = []
+    with progress("ten drawn"):
+        line = sys.stderr
+        for text in ("1 of 10\r2 of 10\r", "\n", "3 of 10"):
+            print(text, file=sys.stderr, end="")
+            shown.append(line.label.value)
+    assert shown == ["2 of 10", "2 of 10", "3 of 10"] and line.label.value == "ten drawn"
 
 
 @pytest.mark.parametrize(

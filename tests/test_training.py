@@ -686,6 +686,14 @@ def test_a_run_of_the_multi_id_stage_leaves_the_first_stages_weights_as_they_wer
         assert grid.size == (2 * 128 + 3 * 192, 128)
 
 
+@pytest.mark.parametrize(("trios", "kinds"), [("0", ["pairs"]), ("1", ["trios"])])
+def test_pictures_that_no_step_reads_are_not_drawn(single, place, monkeypatch, trios, kinds):
+    drawn = []
+    monkeypatch.setattr(multi_id, "SceneData", lambda name, *given: drawn.append(name) or SceneData(name, *given))
+    history = multi_id.run(multi(single, "--steps", "1", "--log-every", "1", "--trios", trios))
+    assert drawn == kinds and history[-1]["step"] == 1
+
+
 def test_an_ablation_of_the_second_stage_keeps_away_from_the_full_methods_folders(single):
     assert multi(single, "--sentences", "0").run_folder == "runs/multi_id_no_sentences"
     assert multi(single, "--route-weight", "0").run_folder == "runs/multi_id_no_route"

@@ -177,3 +177,44 @@ def id_routing() -> None:
     board.arrow((85.8, 16.7), (89, 16.7))
     board.note(94.7, 16.7, "sum over N,\ntimes ID scale,\nadded to\nthe text's", fontsize=6.5)
     board.show("Diagram: logits of positions and identities, their arg max, and with it the choice among N attentions")
+
+
+def multi_id_stage() -> None:
+    """What the multi-ID stage trains in a cross-attention layer, around what is frozen, and its two losses."""
+    board = _Board(height=3.1)
+    frozen, learns, loss = "#e4e7eb", ORANGE, "#f7d9d9"
+    board.box(1, 31, 14, 8, "face features", ("N faces",), GREEN)
+    board.box(19, 31, 14, 8, "ID embedding", color=frozen)
+    board.box(37, 31, 14, 8, "ID tokens", ("N x 16 x 128",), GREEN)
+    board.box(57, 31, 16, 8, "ID keys, values", color=frozen)
+    board.box(37, 18, 14, 8, r"$W_{aggr}$, $\phi$", color=learns)
+    board.box(1, 4, 14, 8, "positions $Z$", ("384 x 64",), GREEN)
+    board.box(19, 4, 14, 8, r"$\theta$", color=learns)
+    board.box(37, 4, 14, 8, "logits", ("N x 384",), GREEN)
+    board.box(57, 18, 16, 8, r"Gumbel, $\psi$", ("one-hot over N",), GREEN)
+    board.box(79, 31, 20, 8, "attention\nto one identity a place", color=frozen)
+    board.box(79, 22.5, 20, 6, "second LoRA\non q, k, v and out", color=learns)
+    board.box(79, 13.5, 20, 6.5, "diffusion loss", color=loss)
+    board.box(57, 4, 16, 8, "softmax", ("boxes' masks $M$",), GREEN)
+    board.box(79, 4.5, 20, 6.5, r"$\lambda \times$ routing loss", color=loss)
+    board.arrow((15, 35), (19, 35))
+    board.arrow((33, 35), (37, 35))
+    board.arrow((51, 35), (57, 35))
+    board.arrow((73, 35), (79, 35))
+    board.arrow((44, 31), (44, 26))
+    board.arrow((44, 18), (44, 12))
+    board.arrow((15, 8), (19, 8))
+    board.arrow((33, 8), (37, 8))
+    board.arrow((51, 9.5), (54, 9.5), (54, 22), (57, 22))
+    board.arrow((51, 7), (57, 7))
+    board.arrow((73, 22), (76, 22), (76, 33), (79, 33))
+    board.arrow((89, 31), (89, 28.5))
+    board.arrow((89, 22.5), (89, 20))
+    board.arrow((73, 8), (79, 8))
+    for y, color, text in ((25, frozen, "frozen"), (20.5, learns, "learns"), (16, GREEN, "made anew in each step")):
+        board.box(2, y, 3, 3, "", color=color)
+        board.note(6, y + 1.5, text, ha="left")
+    board.show(
+        "Diagram: frozen are the ID embedding, ID keys and values and the U-Net; W_aggr, phi, theta and a second LoRA "
+        "learn, from the diffusion loss through psi, and from the routing loss through the softmax of the logits"
+    )

@@ -71,10 +71,11 @@ class Batches:
 class GroupBatches:
     """The batch of a step of the multi-ID stage: pictures of two people, or with probability `trios` of three.
 
-    The temperature of the routing's noise falls linearly from its first to its last value over `cooling` steps.
+    Of a kind that `trios` never draws there may be none. The temperature of the routing's noise falls linearly from its
+    first to its last value over `cooling` steps.
     """
 
-    def __init__(self, config: MultiIDConfig, pairs: Batches, trios: Batches):
+    def __init__(self, config: MultiIDConfig, pairs: Batches | None, trios: Batches | None):
         self.config, self.pairs, self.trios = config, pairs, trios
 
     def __call__(self, step: int, generator: torch.Generator) -> Batch:

@@ -66,10 +66,13 @@ def run(config: MultiIDConfig) -> list[dict]:
     with FileLock(cache / "multi_id.lock"):  # one process draws and computes, the others read
         sets = [
             SceneData(name, config.groups, stack.features, stack.tokenizer, stack.folders, stack.world)
-            for name in ("pairs", "trios")
+            if share  # what no step reads is not drawn
+            else None
+            for name, share in (("pairs", 1 - config.trios), ("trios", config.trios))
         ]
     timesteps = stack.scheduler.config.num_train_timesteps
-    batches = GroupBatches(config, *(Batches(config, data, timesteps, model.config.intrinsic) for data in sets))
+    kinds = (data and Batches(config, data, timesteps, model.config.intrinsic) for data in sets)
+    batches = GroupBatches(config, *kinds)
     samples = GroupSamples(stack.pipeline, weights_folder, stack.folders["faces"], stack.world)
 
     def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
