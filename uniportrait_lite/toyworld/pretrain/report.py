@@ -21,6 +21,11 @@ the records that the recipes leave beside their weights (`*.recipe.json`: settin
 * `tiny/reader/`: reads attributes off pictures, for evaluation alone
 * `tiny/uniportrait/`: ID embedding, ID keys and values, LoRA, the single-ID stage's result, in `model.safetensors`;
   routers and a second LoRA, the multi-ID stage's, in `multi_id.safetensors`
+* `tiny/controlnet/`: ControlNets, `edges` (OpenCV's Canny) and `pose` (figures of landmarks), as
+  `ControlNetModel.from_pretrained` loads them
+* `tiny/ip_adapter/`: an IP-Adapter for image prompts, laid out as the published ones are
+* `tiny/lora/`: a style LoRA, of `looks/glass.py`, as `load_lora_weights` reads it
+* `looks/`: the toy world in other looks, for that LoRA and for a base model of one's own
 * `faces/`: references of four held-out people: `python -m uniportrait_lite.toyworld.references`
 * `prompts/`: evaluation prompts, written by hand
 
