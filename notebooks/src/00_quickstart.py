@@ -23,7 +23,7 @@ from uniportrait_lite.learn import viz
 from uniportrait_lite.pictures import tinted
 from uniportrait_lite.toyworld import Person, group
 
-up = upl.load("tiny")
+up = upl.load(PROFILE)
 print(type(up.pipe).__name__, "with a", type(up.unet).__name__)
 
 # %% [markdown]

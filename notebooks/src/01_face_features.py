@@ -28,8 +28,8 @@ from uniportrait_lite.learn.source import show_source
 from uniportrait_lite.toyworld import Person, portrait
 from uniportrait_lite.toyworld.pretrain.recognition import align, arcface_dst, crop
 
-tiny = data_folder("tiny")
-encoder = FaceFeatures(IRResNet.from_pretrained(tiny / "recogniser"), load_clip_vision(tiny / "clip"))
+stack = data_folder(PROFILE)
+encoder = FaceFeatures(IRResNet.from_pretrained(stack / "recogniser"), load_clip_vision(stack / "clip"))
 print("a face backbone and a CLIP image tower, both frozen:", not any(p.requires_grad for p in encoder.parameters()))
 
 # %% [markdown]

@@ -29,7 +29,7 @@ from uniportrait_lite.learn.source import show_source
 from uniportrait_lite.toyworld import Person, reference
 from uniportrait_lite.toyworld.references import PEOPLE
 
-up = upl.load("tiny")
+up = upl.load(PROFILE)
 torch.set_grad_enabled(False)  # nothing is trained in this notebook
 CLOSE = {"rtol": 1e-3, "atol": 1e-3}  # the same sum in another order differs a little
 folder = upl.profiles.data_folder("tiny").parent / "faces"
