@@ -8,6 +8,7 @@ import shutil
 import nbformat
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from uniportrait_lite.errors import ConfigError
@@ -230,6 +231,11 @@ def test_heat_is_bright_where_the_map_is_high():
     assert sum(alone.getpixel((2, 2))) > 500 > 100 > sum(alone.getpixel((100, 100)))
     assert on_picture.size == (64, 64) and sum(on_picture.getpixel((4, 4))) > 500
     assert sum(viz.heat(values, highest=4).getpixel((2, 2))) < sum(alone.getpixel((2, 2)))
+
+
+def test_heat_takes_tensors_of_any_kind():
+    values = np.eye(3)
+    assert viz.heat(torch.tensor(values, requires_grad=True)).tobytes() == viz.heat(values).tobytes()
 
 
 def test_marked_draws_box_and_landmarks_on_a_copy():

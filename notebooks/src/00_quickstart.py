@@ -242,13 +242,15 @@ print("everyone there once, at first and now:", up.assignment(image, trio).disti
 
 # %% [markdown]
 # `masks=` says who is where, in the routers' place: boxes in pixels (left, top, right, bottom), or arrays of the
-# picture's shape, one for each person.
+# picture's shape, one for each person. Then there is nothing to choose, and the routing is the masks.
 
 # %%
 pair = [people["ann"], people["dan"]]
 left, right = (0, 0, 96, 128), (96, 0, 192, 128)
-told = [up("two people in the city", pair, seed=3, masks=masks).images[0] for masks in ([left, right], [right, left])]
-viz.show(told, ["ann left, dan right", "dan left, ann right"])
+told = [up("two people in the city", pair, seed=3, masks=x, routing=True) for x in ([left, right], [right, left])]
+viz.show([drawing.images[0] for drawing in told], ["ann left, dan right", "dan left, ann right"])
+halves = [drawing.routing.mean()[0, 0].chunk(2, dim=1) for drawing in told]  # of ann: her map's left and right
+print("ann has the left half, then the right:", [[float(half.mean().round()) for half in both] for both in halves])
 try:
     up("two people in the city", pair, masks=[left])
 except upl.ConfigError as error:

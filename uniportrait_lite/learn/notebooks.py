@@ -60,6 +60,7 @@ except ImportError:
     raise ImportError(f"no uniportrait_lite for {{sys.executable}}, the Python of this page: {{advice}}") from None
 PROFILE = setup.ready()  # or setup.ready("sd15"), or a folder of yours; without: what UPL_PROFILE says, else "tiny"
 """
+_LINK = re.compile(r"\]\((?P<name>\d\d_\w+)\.ipynb\)")
 _ABSOLUTE = re.compile(r"(?<![\w.:/~-])/(?:home|root|Users|tmp|var|usr|opt|mnt|work|private|content)/|\b[A-Z]:\\\w")
 
 
@@ -84,9 +85,18 @@ def generate(source: str | os.PathLike, solved: bool = False) -> NotebookNode:
     if cells and cells[0][0] == "markdown" and cells[0][1].startswith("# "):
         cells[:1] = _opening(Path(source).stem, solved, *cells[0])
     for kind, text, key, tags in cells:
+        if solved:
+            text = _LINK.sub(lambda link: _from_solutions(link, Path(source).parent), text)
         made = {"code": nbformat.v4.new_code_cell, "markdown": nbformat.v4.new_markdown_cell}[kind]
         notebook.cells.append(made(text, id=_cell_id(kind, key, used), metadata={"tags": tags} if tags else {}))
     return notebook
+
+
+def _from_solutions(link: re.Match, sources: Path) -> str:
+    """A link to a notebook, from the folder of solutions: one up, where the other has none."""
+    other = sources / f"{link['name']}.py"
+    up = other.is_file() and not exercises.exercises_of(other)
+    return f"](../{link['name']}.ipynb)" if up else link[0]
 
 
 def _opening(name: str, solved: bool, kind: str, text: str, key: str, tags: list[str]) -> list[tuple]:
