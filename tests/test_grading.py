@@ -94,6 +94,7 @@ def test_right_wrong_and_no_answers_get_what_they_earn(released):
         nbformat.write(submission, folder / "01_small.ipynb")
         code[1].source, code[2].source = before, "verdict = checks.twice(twice)\nassert verdict, verdict"
     nbgrader(released, "autograde", "01_small")
+    nbgrader(released, "generate_feedback", "01_small")
     nbgrader(released, "export")
     with (released / "grades.csv").open() as file:
         grades = {row["student_id"]: (float(row["score"]), float(row["max_score"])) for row in csv.DictReader(file)}
@@ -106,6 +107,8 @@ def test_right_wrong_and_no_answers_get_what_they_earn(released):
     assert "Right. Twice is two times." in said["ann"]
     assert "Not yet: that is not twice" in said["bob"] and "Not solved yet" in said["cleo"]
     assert all("goes on" in text for text in said.values())
+    page = released / "feedback" / "bob" / "01_small" / "01_small.html"
+    assert "Not yet: that is not twice" in page.read_text()
 
 
 @pytest.mark.parametrize("name", NAMED)

@@ -8,6 +8,7 @@ sections the unspoiled package is run as well, and has to stay green: so it is t
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -59,16 +60,6 @@ BUGS = {
         "[[turn.real, turn.imag, shift.real], [-turn.imag, turn.real, shift.imag]]",
         "largest difference of a pixel at most 2",
     ),
-    "the margin makes it easier": Bug(
-        "solutions/01_face_features", ("3. What made it so",), "backbone.py",
-        "shifted = cosine * math.cos(margin) - sine", "shifted = cosine * math.cos(margin) + sine",
-        "checks.curricular(curricular)",
-    ),
-    "CLIP's last layer instead of the one before": Bug(
-        "01_face_features", ("1. From a picture", "2. A recogniser", "4. Why the map", "5. Face structure"),
-        "features.py", ".hidden_states[-2]", ".hidden_states[-1]",
-        "show_source(FaceFeatures.forward)",
-    ),
     "DropToken and DropPath are left on": Bug(
         "02_id_embedding", TOKENS, "id_embedding.py", "if not self.training:", "if False:",
         "torch.testing.assert_close(q_former(ann, beta=0.3)",
@@ -105,8 +96,8 @@ def run(copy, name, sections):
     notebook = nbformat.read(notebooks.FOLDER / f"{name}.ipynb", 4)
     kept, keeping, found = [], True, set()
     for cell in notebook.cells:
-        if cell.source.startswith("## "):
-            began = [section for section in sections if cell.source.startswith(f"## {section}")]
+        if cell.cell_type == "markdown" and (headings := re.findall("^## (.*)", cell.source, re.MULTILINE)):
+            began = [section for section in sections if headings[-1].startswith(section)]
             keeping, found = bool(began), found | {*began}
         if keeping:
             kept.append(cell)

@@ -58,7 +58,7 @@ def test_without_the_package(tmp_path):
         sys.meta_path.insert(0, Hidden())
     """
     said = run(hide, folder=tmp_path)
-    assert said.startswith("ImportError: no uniportrait_lite for") and sys.executable in said and "`make lab`" in said
+    assert said.startswith(f"ImportError: no uniportrait_lite for {sys.executable}: `make lab` in a clone")
 
 
 @pytest.mark.parametrize("version", ["(3, 10, 4)", "(3, 14, 0)"])

@@ -56,9 +56,9 @@ if "COLAB_RELEASE_TAG" in os.environ:
 try:
     from uniportrait_lite.learn import setup
 except ImportError:
-    advice = "`make lab` in a clone of the project installs it for Python 3.11, 3.12 or 3.13, and opens this page"
-    raise ImportError(f"no uniportrait_lite for {{sys.executable}}, the Python of this page: {{advice}}") from None
-PROFILE = setup.ready()  # or setup.ready("sd15"), or a folder of yours; without: what UPL_PROFILE says, else "tiny"
+    advice = "`make lab` in a clone of the project installs it and opens this page"
+    raise ImportError(f"no uniportrait_lite for {{sys.executable}}: {{advice}}") from None
+PROFILE = setup.ready()  # ready("./mine") takes another profile than "tiny", as UPL_PROFILE does
 """
 _LINK = re.compile(r"\]\((?P<name>\d\d_\w+)\.ipynb\)")
 _ABSOLUTE = re.compile(r"(?<![\w.:/~-])/(?:home|root|Users|tmp|var|usr|opt|mnt|work|private|content)/|\b[A-Z]:\\\w")
