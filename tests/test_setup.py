@@ -47,6 +47,12 @@ def test_it_gives_the_profile(tmp_path):
     assert setup.ready(f"{mine}") == f"{mine}"
 
 
+def test_a_folder_of_the_project_is_found_from_a_notebook(tmp_path, monkeypatch):
+    monkeypatch.setattr(setup, "ROOT", tmp_path)
+    (tmp_path / "mine").symlink_to(data_folder("tiny"))
+    assert setup.ready("./mine") == str(tmp_path / "mine")
+
+
 # --- what is missing --------------------------------------------------------------------------------------------------
 def test_without_the_package(tmp_path):
     hide = """

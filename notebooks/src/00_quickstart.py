@@ -312,6 +312,5 @@ print("largest difference of a pixel:", np.abs(np.asarray(by_hand, int) - np.asa
 # 5. Routers give each place of the picture to one of several people.
 # 6. A judge who took no part in the making says how alike a portrait is.
 #
-# **Next:** your own pictures of drawn people (`uniportrait_lite.toyworld.portrait` draws them), and the method itself:
-# `features.py`, `id_embedding.py`, `id_routing.py`, `attention.py` and `adapter.py` in `uniportrait_lite/`, to be read
-# in this order.
+# **Next:** [01_face_features](01_face_features.ipynb), what identity is made of, and then piece by piece the rest of
+# the method. Or your own pictures of drawn people: `uniportrait_lite.toyworld.portrait` draws them.

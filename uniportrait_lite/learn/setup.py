@@ -33,8 +33,8 @@ class NotReady(Exception):
 def ready(profile: str | None = None) -> str:
     """The profile to load, once everything that a notebook needs is there; raises `NotReady` that says what to do.
 
-    `profile` is "tiny", "sd15" or a folder of yours; without it, what the variable UPL_PROFILE of the environment says,
-    else "tiny". On Colab, missing packages are installed first, around the torch and numpy that Colab has.
+    `profile` is "tiny", "sd15" or a folder of yours, as ./mine; without it, what the variable UPL_PROFILE of the
+    environment says, else "tiny". On Colab, missing packages are installed first, around its own torch and numpy.
     """
     profile = profile or os.environ.get("UPL_PROFILE") or "tiny"
     _python(sys.version_info[:2])
@@ -48,6 +48,7 @@ def ready(profile: str | None = None) -> str:
             'everything and opens the notebooks; or: pip install -c constraints.txt -e ".[dev]"'
         )
     _libraries()
+    profile = _found(profile)
     _weights(profile)
     _explain_names()
     print(f"ready, with the profile {profile}")
@@ -107,6 +108,14 @@ def _libraries() -> None:
             f"drawing and face detection need system libraries ({error}): "
             "sudo apt-get install libgl1 libegl1 libglib2.0-0, then restart the kernel"
         ) from None
+
+
+def _found(profile: str) -> str:
+    """The profile; a folder that is not below the notebook's own, as ./mine, is meant below the project's."""
+    from uniportrait_lite.folders import is_path
+
+    below = ROOT / profile
+    return str(below) if is_path(profile) and not Path(profile).is_dir() and below.is_dir() else profile
 
 
 def _weights(profile: str) -> None:
