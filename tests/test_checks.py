@@ -47,6 +47,39 @@ def test_every_exercise_is_given_wrong_answers():
     assert all(len(answers) >= 2 for answers in WRONG.values())
 
 
+def spoiled(answer, spoil):
+    """The answer with every tensor that it returns spoiled."""
+
+    def every(result):
+        if isinstance(result, torch.Tensor):
+            return spoil(result)
+        if isinstance(result, tuple | list):
+            return tuple(every(part) for part in result)
+        return result
+
+    return lambda *given, **named: every(answer(*given, **named))
+
+
+SPOILS = {
+    "shape": (lambda x: x[None], "shape"),
+    "device": (lambda x: x.to("meta"), "meta"),
+    "dtype": (lambda x: x.double(), "float64"),
+    "kind": (lambda x: x.detach().numpy(), "ndarray"),
+}
+
+
+@pytest.mark.parametrize("owner, exercise", EXERCISES, ids=[exercise.name for _, exercise in EXERCISES])
+def test_an_answer_of_the_wrong_shape_device_or_dtype_is_told_so(owner, exercise):
+    """What a check asks of tensors, whatever its exercise; checks of answers that are no tensors are left out."""
+    space, seen = {"torch": torch, "F": F, "upl": upl, "checks": checks_of(owner)}, []
+    exec(exercise.solution, space)
+    check, answer = getattr(checks_of(owner), exercise.name), space[exercise.name]
+    assert check(spoiled(answer, lambda x: seen.append(x) or x))
+    for spoil, said in SPOILS.values() if any(x.ndim for x in seen) else ():
+        wrong = check(spoiled(answer, spoil))
+        assert not wrong and (said in repr(wrong) or "it stops with" not in repr(wrong)), wrong
+
+
 # --- 01_face_features -------------------------------------------------------------------------------------------------
 def least_squares(points, template):
     """All six numbers free."""

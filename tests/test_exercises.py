@@ -167,6 +167,12 @@ def doubled(answer):
         (lambda x: 2 * x / 0, "infinite or NaN"),
         (lambda x: 2 * x + 0.5, "differ by up to 0.5"),
         (lambda x: x @ x, "stops with RuntimeError"),
+        (lambda x, y: 2 * x, "missing 1 required positional argument: 'y'"),
+        (lambda x: [2 * x], "returns a list"),
+        (lambda x: 2 * (x > 0), "int64, and torch.float32 is wanted|values are not"),
+        (lambda x: 2 * never_made * x, "'never_made' is not defined .*by a cell that has not run yet"),  # noqa: F821
+        (lambda x: x.mul_(2).add_(1), "overwrites its argument x: .* Besides, the shape is right"),
+        (lambda x: x.mul_(3), "overwrites its argument x"),
         (3, "give the function itself, not int"),
     ],
 )

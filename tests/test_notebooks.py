@@ -3,21 +3,24 @@
 import base64
 import io
 import json
+import re
 import shutil
 import sys
 
 import nbformat
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.learn import notebooks, viz
+from uniportrait_lite.learn.address import CLONE, UNKNOWN, address, stamped
 from uniportrait_lite.learn.progress import progress
 
 SOURCE = """\
 # %% [markdown]
-# # A small notebook
+# A small notebook
 
 # %%
 import ipywidgets as widgets
@@ -81,6 +84,64 @@ def test_every_committed_notebook_has_a_source():
 def test_the_syllabus_names_every_notebook():
     syllabus = (notebooks.FOLDER / "README.md").read_text()
     assert [name for name in notebooks.names_in() if f"({name}.ipynb)" not in syllabus] == []
+
+
+# --- addresses and links ----------------------------------------------------------------------------------------------
+def test_pages_have_the_address_of_pyproject():
+    for page in notebooks.pages():
+        text = page.read_text()
+        assert text == stamped(text, address(), notebooks.names_in()), f"{page.name}: ... notebooks stamp"
+        assert "<!-- badges" in text and "<!-- /badges -->" in text
+    assert f"git clone --depth 1 {address()} {CLONE}" in (notebooks.FOLDER.parent / "README.md").read_text()
+
+
+def test_a_new_address_is_stamped_on_pages_and_stored_notebooks_without_running_them(tmp_path, monkeypatch):
+    folder = tmp_path / "notebooks"
+    (folder / "src").mkdir(parents=True)
+    shutil.copy(notebooks.FOLDER / "src" / "02_id_embedding.py", folder / "src")
+    for path in ("02_id_embedding.ipynb", "solutions/02_id_embedding.ipynb", "README.md", "../README.md"):
+        (folder / path).parent.mkdir(exist_ok=True)
+        shutil.copy(notebooks.FOLDER / path, folder / path)
+    elsewhere = "https://github.com/somebody/faces"
+    monkeypatch.setattr(notebooks, "address", lambda: elsewhere)
+    assert notebooks.check("02_id_embedding", folder) != []
+    assert len(notebooks.stamp(folder)) == 4 and notebooks.stamp(folder) == []
+    assert notebooks.check("02_id_embedding", folder) == []
+    title, setup = notebooks.generate(folder / "src" / "02_id_embedding.py").cells[:2]
+    for link in ("colab.research.google.com/github", "mybinder.org/v2/gh", "nbviewer.org/github"):
+        assert f"https://{link}/somebody/faces/" in title.source
+    assert f"git clone --depth 1 {elsewhere} {CLONE}" in setup.source
+    pages = [(folder / path).read_text() for path in ("README.md", "../README.md")]
+    assert not any(UNKNOWN in text for text in pages) and elsewhere in pages[1]
+
+
+@pytest.mark.parametrize("urls", ["", "[project.urls]\nRepository = 'https://example.org/faces'"])
+def test_an_address_that_no_badge_can_have_is_refused(tmp_path, urls):
+    (tmp_path / "pyproject.toml").write_text(f"[project]\nname = 'faces'\n{urls}\n")
+    with pytest.raises(ConfigError, match="as https://github.com/OWNER/NAME"):
+        address(tmp_path)
+
+
+def test_a_title_gets_badges_and_the_setup_below_it(copy):
+    source = copy / "src" / "00_small.py"
+    plain = notebooks.generate(source)
+    source.write_text(SOURCE.replace("# A small notebook", "# # A small notebook\n#\n# About it."))
+    title, setup, *others = notebooks.generate(source).cells
+    assert title.source.startswith("# A small notebook\n\n[![Open in Colab]")
+    assert title.source.endswith("\n\nAbout it.")
+    assert "PROFILE = setup.ready()" in setup.source and others == plain.cells[1:]
+
+
+def test_links_lead_somewhere():
+    """Of the pages and the notebooks; in the solutions, to notebooks that have none, one folder up."""
+    texts = {page: page.read_text() for page in (*notebooks.pages(), notebooks.FOLDER / "TEACHING.md")}
+    for name in notebooks.names_in():
+        for target, solved in notebooks.targets(name).items():
+            cells = notebooks.generate(notebooks.FOLDER / "src" / f"{name}.py", solved).cells
+            texts[target] = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    links = [(page, link) for page, text in texts.items() for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text)]
+    assert len(links) > 10
+    assert [f"{page.name}: {link}" for page, link in links if not (page.parent / link).exists()] == []
 
 
 # --- building ---------------------------------------------------------------------------------------------------------
@@ -246,6 +307,11 @@ def test_heat_is_bright_where_the_map_is_high():
     assert sum(alone.getpixel((2, 2))) > 500 > 100 > sum(alone.getpixel((100, 100)))
     assert on_picture.size == (64, 64) and sum(on_picture.getpixel((4, 4))) > 500
     assert sum(viz.heat(values, highest=4).getpixel((2, 2))) < sum(alone.getpixel((2, 2)))
+
+
+def test_heat_takes_tensors_of_any_kind():
+    values = np.eye(3)
+    assert viz.heat(torch.tensor(values, requires_grad=True)).tobytes() == viz.heat(values).tobytes()
 
 
 def test_marked_draws_box_and_landmarks_on_a_copy():

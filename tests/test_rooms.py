@@ -51,7 +51,7 @@ MAY_IMPORT = {
         "__init__",
     },  # __init__: the public names, as users have them
     "training": {*LEAVES, *METHOD, "toyworld", "evaluation"},
-    "learn": {*LEAVES, *METHOD, "toyworld"},
+    "learn": {*LEAVES, *METHOD, "toyworld", "doctor"},
     "demo": {*LEAVES, *METHOD, "evaluation", "__init__"},
     "weights": {*LEAVES, "toyworld", "training"},
     "gallery": {*LEAVES, *METHOD, "toyworld", "evaluation", "__init__"},

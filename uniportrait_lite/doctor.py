@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from uniportrait_lite import __version__, hardware, places
 from uniportrait_lite.errors import UniPortraitError
@@ -60,14 +61,20 @@ def _tiny() -> Iterator[str]:
     except UniPortraitError as error:
         yield f"tiny: MISSING: {error}"
         return
-    lacking = [part for part, file in TINY.items() if not _is_there(folder / file)]
-    for part in lacking:
-        yield f"  MISSING: {part}, {folder / TINY[part]}: git checkout -- data"
+    files = lacking(folder)
+    for part, file in TINY.items():
+        if file in files:
+            yield f"  MISSING: {part}, {folder / file}: git checkout -- data"
     several = "" if (folder / "uniportrait" / "multi_id.safetensors").is_file() else ", one person a picture"
-    yield f'tiny: {"will not run" if lacking else f"will run{several}"}: load("tiny"), {folder}, Apache-2.0'
+    yield f'tiny: {"will not run" if files else f"will run{several}"}: load("tiny"), {folder}, Apache-2.0'
 
 
-def _is_there(path) -> bool:
+def lacking(folder: Path) -> list[str]:
+    """The files that the tiny profile's folder, or one like it, cannot be without and does not have."""
+    return [file for file in TINY.values() if not _is_there(folder / file)]
+
+
+def _is_there(path: Path) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as file:

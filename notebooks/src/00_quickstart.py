@@ -23,7 +23,7 @@ from uniportrait_lite.learn import viz
 from uniportrait_lite.pictures import tinted
 from uniportrait_lite.toyworld import Person, group
 
-up = upl.load("tiny")
+up = upl.load(PROFILE)
 print(type(up.pipe).__name__, "with a", type(up.unet).__name__)
 
 # %% [markdown]
@@ -242,13 +242,15 @@ print("everyone there once, at first and now:", up.assignment(image, trio).disti
 
 # %% [markdown]
 # `masks=` says who is where, in the routers' place: boxes in pixels (left, top, right, bottom), or arrays of the
-# picture's shape, one for each person.
+# picture's shape, one for each person. Then there is nothing to choose, and the routing is the masks.
 
 # %%
 pair = [people["ann"], people["dan"]]
 left, right = (0, 0, 96, 128), (96, 0, 192, 128)
-told = [up("two people in the city", pair, seed=3, masks=masks).images[0] for masks in ([left, right], [right, left])]
-viz.show(told, ["ann left, dan right", "dan left, ann right"])
+told = [up("two people in the city", pair, seed=3, masks=x, routing=True) for x in ([left, right], [right, left])]
+viz.show([drawing.images[0] for drawing in told], ["ann left, dan right", "dan left, ann right"])
+halves = [drawing.routing.mean()[0, 0].chunk(2, dim=1) for drawing in told]  # of ann: her map's left and right
+print("ann has the left half, then the right:", [[float(half.mean().round()) for half in both] for both in halves])
 try:
     up("two people in the city", pair, masks=[left])
 except upl.ConfigError as error:
@@ -310,6 +312,5 @@ print("largest difference of a pixel:", np.abs(np.asarray(by_hand, int) - np.asa
 # 5. Routers give each place of the picture to one of several people.
 # 6. A judge who took no part in the making says how alike a portrait is.
 #
-# **Next:** your own pictures of drawn people (`uniportrait_lite.toyworld.portrait` draws them), and the method itself:
-# `features.py`, `id_embedding.py`, `id_routing.py`, `attention.py` and `adapter.py` in `uniportrait_lite/`, to be read
-# in this order.
+# **Next:** [01_face_features](01_face_features.ipynb), what identity is made of, and then piece by piece the rest of
+# the method. Or your own pictures of drawn people: `uniportrait_lite.toyworld.portrait` draws them.

@@ -28,8 +28,8 @@ from uniportrait_lite.learn.source import show_source
 from uniportrait_lite.toyworld import Person, portrait
 from uniportrait_lite.toyworld.pretrain.recognition import align, arcface_dst, crop
 
-tiny = data_folder("tiny")
-encoder = FaceFeatures(IRResNet.from_pretrained(tiny / "recogniser"), load_clip_vision(tiny / "clip"))
+stack = data_folder(PROFILE)
+encoder = FaceFeatures(IRResNet.from_pretrained(stack / "recogniser"), load_clip_vision(stack / "clip"))
 print("a face backbone and a CLIP image tower, both frozen:", not any(p.requires_grad for p in encoder.parameters()))
 
 # %% [markdown]
@@ -100,7 +100,7 @@ difference = np.abs(by_hand.astype(int) - np.asarray(found[0].crop)).max()
 template = [[*(2 * arcface_dst[i] - 3), *(2 * arcface_dst[i] + 3)] for i in range(5)]
 dots = by_hand.copy()
 for left, top, right, bottom in np.array(template).round().astype(int):
-    dots[top:bottom, left:right] = (60, 255, 60)
+    dots[top:bottom, left:right] = (255, 0, 255)
 viz.show([scenes[0].image, by_hand, dots], ["the picture", "the crop", "the template in it"])
 print("largest difference of a pixel at most 2:", difference <= 2)
 
@@ -578,11 +578,11 @@ def where(change):
     """A person before and after a change, and how far it moves F_r and F_s at each place."""
     person = [Person.random(2_042_012)]
     (before, crop_before), (after, crop_after) = seen(person, {}), seen(person, changes[change])
-    heats = []
+    shown = {"before": crop_before[0], "after": crop_after[0]}
     for kind, side in (("F_r", 7), ("F_s", 16)):
         far = distance(after, before, kind)[0].view(side, side)
-        heats.append(viz.heat(far, crop_before[0], highest=float(unit[kind])))
-    return [crop_before[0], crop_after[0], *heats]
+        shown[f"moves {kind} here"] = viz.heat(far, crop_before[0], highest=float(unit[kind]))
+    return shown
 
 
 viz.live(where, change=widgets.Dropdown(options=list(changes), value="expression", description="change"))

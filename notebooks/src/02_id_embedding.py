@@ -29,7 +29,7 @@ from uniportrait_lite.learn.source import show_source
 from uniportrait_lite.toyworld import Person, reference
 from uniportrait_lite.toyworld.references import PEOPLE
 
-up = upl.load("tiny")
+up = upl.load(PROFILE)
 torch.set_grad_enabled(False)  # nothing is trained in this notebook
 CLOSE = {"rtol": 1e-3, "atol": 1e-3}  # the same sum in another order differs a little
 folder = upl.profiles.data_folder("tiny").parent / "faces"
@@ -389,7 +389,7 @@ viz.live(
 
 # %%
 pairs = {name: (people[name], up.identity(folder / f"{name}_2.png")) for name in people}
-flat = torch.cat([up.tokens(identity).flatten(1) for both in pairs.values() for identity in both])
+flat = torch.cat([up.tokens(identity).flatten(1) for both in pairs.values() for identity in both]).cpu()
 centred = F.normalize(flat - flat.mean(0), dim=1)
 alike = centred @ centred.T
 own = [alike[2 * k, 2 * k + 1].item() for k in range(4)]
@@ -472,7 +472,7 @@ def watching(name):
         torch.testing.assert_close(attn.to_out[0](total.transpose(1, 2).flatten(2)), output, **CLOSE)
         weights = (q @ k_id.transpose(2, 3) / q.shape[-1] ** 0.5).softmax(-1)[1].mean(0)  # row 1 has the person
         sizes = [x[1].transpose(0, 1).flatten(1).norm(dim=1) for x in (by_id, by_text)]
-        seen.setdefault(name, []).append((weights, sizes[0] / (sizes[0] + sizes[1])))
+        seen.setdefault(name, []).append((weights.cpu(), (sizes[0] / (sizes[0] + sizes[1])).cpu()))
 
     return hook
 

@@ -37,7 +37,7 @@ from uniportrait_lite.errors import ConfigError
 
 LEVELS = ("easy", "medium", "hard")
 HINT = "**Hint.**"
-_STUB = "raise NotImplementedError  # your code, in place of this line"
+STUB = "raise NotImplementedError  # your code, in place of this line"
 _SOLUTION = re.compile(
     r"^(?P<indent> *)### BEGIN SOLUTION\n(?P<body>.*?)^ *### END SOLUTION\n", re.DOTALL | re.MULTILINE
 )
@@ -58,6 +58,7 @@ class Exercise:
     solution: str
     stub: str
     check: str  # the line of code that checks it
+    marked: str  # the solution with nbgrader's markers around what is the student's to write
 
     def task_cell(self, solved: bool) -> str:
         """The Markdown above the code: the task, hint and solution folded; no solution where it is solved."""
@@ -126,7 +127,7 @@ def _exercise(task: NotebookNode, code: NotebookNode | None, number: int) -> Exe
     return Exercise(
         name, number, title.removeprefix("### ").strip(), facts["level"], facts["minutes"], facts["teaches"],
         text.strip(), hint.strip(), _SOLUTION.sub(lambda m: m["body"], body),
-        _SOLUTION.sub(lambda m: f"{m['indent']}{_STUB}\n", body), check,
+        _SOLUTION.sub(lambda m: f"{m['indent']}{STUB}\n", body), check, body,
     )  # fmt: skip
 
 

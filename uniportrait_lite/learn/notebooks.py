@@ -1,8 +1,12 @@
-"""Notebooks from their sources: `python -m uniportrait_lite.learn.notebooks build|check [NAME ...]`.
+"""Notebooks from their sources: `python -m uniportrait_lite.learn.notebooks build|check|stamp [NAME ...]`.
 
 `notebooks/src/NN_name.py` (percent format) is what people edit; `notebooks/NN_name.ipynb` is made of it, run from top
 to bottom and stored with what it showed. A source with exercises (see exercises.py) also makes
 `notebooks/solutions/NN_name.ipynb`, in which they are solved. Needs the `dev` extra.
+
+Under a source's title (`# # ...`, its first cell) come badges, and a first cell of code, the same in all notebooks: it
+looks whether everything is there (see setup.py), and gives `PROFILE`, for `upl.load(PROFILE)`. `stamp` writes another
+address of the repository (see address.py) into what is stored, without running it.
 """
 
 from __future__ import annotations
@@ -23,9 +27,10 @@ from nbformat import NotebookNode
 
 from uniportrait_lite.errors import ConfigError, UniPortraitError
 from uniportrait_lite.learn import exercises
+from uniportrait_lite.learn.address import CLONE, address, badges, stamped
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
-MAX_BYTES, MAX_LINES, MAX_CELLS = 300_000, 25, 60  # of a file; of code in a cell; in a notebook
+MAX_BYTES, MAX_LINES, MAX_CELLS = 300_000, 25, 60  # of a file; of code in a cell; in a notebook, beside its setup
 IGNORED, RAISES = "nbval-ignore-output", "raises-exception"
 CELL_TIMEOUT = 300  # seconds
 _WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -38,6 +43,24 @@ _METADATA = {
         "pygments_lexer": "ipython3",
     },
 }
+SETUP = """\
+# Setup, the same in every notebook: it says what is missing here, and on Colab fetches it.
+import os
+import sys
+
+if "COLAB_RELEASE_TAG" in os.environ:
+    clone = "git clone --depth 1 {address} {clone}"
+    if not os.path.exists("{clone}") and os.system(clone):
+        raise OSError(f"`{{clone}}` failed: is this the address?")
+    sys.path.insert(0, "{clone}")
+try:
+    from uniportrait_lite.learn import setup
+except ImportError:
+    advice = "`make lab` in a clone of the project installs it and opens this page"
+    raise ImportError(f"no uniportrait_lite for {{sys.executable}}: {{advice}}") from None
+PROFILE = setup.ready()  # ready("./mine") takes another profile than "tiny", as UPL_PROFILE does
+"""
+_LINK = re.compile(r"\]\((?P<name>\d\d_\w+)\.ipynb\)")
 _ABSOLUTE = re.compile(r"(?<![\w.:/~-])/(?:home|root|Users|tmp|var|usr|opt|mnt|work|private|content)/|\b[A-Z]:\\\w")
 
 
@@ -58,10 +81,31 @@ def generate(source: str | os.PathLike, solved: bool = False) -> NotebookNode:
     """A source -> its notebook, not run yet; the same source gives the same notebook, cell ids included."""
     notebook = nbformat.v4.new_notebook(metadata=_METADATA)
     used: dict[str, int] = {}
-    for kind, text, key, tags in exercises.cells(source, solved):
+    cells = list(exercises.cells(source, solved))
+    if cells and cells[0][0] == "markdown" and cells[0][1].startswith("# "):
+        cells[:1] = _opening(Path(source).stem, solved, *cells[0])
+    for kind, text, key, tags in cells:
+        if solved:
+            text = _LINK.sub(lambda link: _from_solutions(link, Path(source).parent), text)
         made = {"code": nbformat.v4.new_code_cell, "markdown": nbformat.v4.new_markdown_cell}[kind]
         notebook.cells.append(made(text, id=_cell_id(kind, key, used), metadata={"tags": tags} if tags else {}))
     return notebook
+
+
+def _from_solutions(link: re.Match, sources: Path) -> str:
+    """A link to a notebook, from the folder of solutions: one up, where the other has none."""
+    other = sources / f"{link['name']}.py"
+    up = other.is_file() and not exercises.exercises_of(other)
+    return f"](../{link['name']}.ipynb)" if up else link[0]
+
+
+def _opening(name: str, solved: bool, kind: str, text: str, key: str, tags: list[str]) -> list[tuple]:
+    """The title's cell with badges below the title, and the cell that sets up."""
+    where = address()
+    title, _, rest = text.partition("\n")
+    links = badges(f"notebooks/{'solutions/' if solved else ''}{name}.ipynb", where)
+    setup = SETUP.format(address=where, clone=CLONE).rstrip()
+    return [(kind, f"{title}\n\n{links}\n{rest}".rstrip(), key, tags), ("code", setup, "setup", [])]
 
 
 def execute(notebook: NotebookNode, folder: Path = FOLDER, progress: bool = False) -> None:
@@ -117,6 +161,34 @@ def _build(source: Path, target: Path, solved: bool, progress: bool) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def stamp(folder: Path = FOLDER) -> list[Path]:
+    """Writes the repository's address into the stored notebooks and the two READMEs; returns what has changed."""
+    changed, where, names = [], address(), names_in(folder)
+    for page in pages(folder):
+        text = page.read_text(encoding="utf-8")
+        if (new := stamped(text, where, names)) != text:
+            page.write_text(new, encoding="utf-8")
+            changed.append(page)
+    for name in names:
+        for target, solved in targets(name, folder).items():
+            if not target.is_file():
+                continue
+            expected = generate(folder / "src" / f"{name}.py", solved)
+            stored = nbformat.read(target, as_version=nbformat.NO_CONVERT)
+            before = [cell.source for cell in stored.cells]
+            for new, old in zip(expected.cells[:2], stored.cells[:2], strict=False):
+                old.source = new.source if new.id == old.id else old.source
+            if [cell.source for cell in stored.cells] != before:
+                target.write_text(nbformat.writes(stored) + "\n", encoding="utf-8")
+                changed.append(target)
+    return changed
+
+
+def pages(folder: Path = FOLDER) -> list[Path]:
+    """The pages that name the repository's address, beside the notebooks."""
+    return [page for page in (folder.parent / "README.md", folder / "README.md") if page.is_file()]
+
+
 def check(name: str, folder: Path = FOLDER) -> list[str]:
     """What is wrong with a source's stored notebooks, one line each: they must be what it generates, run in order."""
     source = folder / "src" / f"{name}.py"
@@ -148,7 +220,7 @@ def habits(notebook: NotebookNode, size: int) -> Iterator[str]:
     """What breaks the habits of this project's notebooks, in words; `size` is that of the file in bytes."""
     if size > MAX_BYTES:
         yield f"it has {size / 1000:.0f} KB, and {MAX_BYTES / 1000:.0f} are enough"
-    if len(notebook.cells) > MAX_CELLS:
+    if len(notebook.cells) > MAX_CELLS + 1:  # the setup is not counted
         yield f"it has {len(notebook.cells)} cells, and {MAX_CELLS} are enough"
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     counts = [cell.execution_count for cell in code]
@@ -193,9 +265,9 @@ def _cell_id(kind: str, key: str, used: dict[str, int]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Builds or checks notebooks, all without names; returns 1 where something is wrong."""
+    """Builds, checks or stamps notebooks, all without names; returns 1 where something is wrong."""
     parser = argparse.ArgumentParser(prog="python -m uniportrait_lite.learn.notebooks", description=__doc__)
-    parser.add_argument("action", choices=("build", "check"))
+    parser.add_argument("action", choices=("build", "check", "stamp"))
     parser.add_argument("names", nargs="*", metavar="NAME", help="as 00_quickstart; all without")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where src/ is (default: the project's notebooks)")
     args = parser.parse_args(argv)
@@ -204,6 +276,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"there is no notebook in {args.folder / 'src'}", file=sys.stderr)
         return 1
     failed = False
+    if args.action == "stamp":
+        try:
+            print("\n".join(f"stamped {path}" for path in stamp(args.folder)) or f"all have {address()} already")
+        except UniPortraitError as error:
+            print(error, file=sys.stderr)
+            return 1
+        return 0
     for name in names:
         began = time.perf_counter()
         try:
@@ -219,6 +298,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except UniPortraitError as error:
             print(error, file=sys.stderr)
             failed = True
+    if args.action == "build":
+        stamp(args.folder)  # the lists of notebooks in the READMEs
     return int(failed)
 
 

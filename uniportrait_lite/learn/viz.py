@@ -68,12 +68,13 @@ def plot(drawing: Figure, says: str) -> None:
 
 
 def heat(values: Any, picture: Picture | None = None, highest: float | None = None) -> Image.Image:
-    """A map (h, w) in colours, dark for 0 and bright for `highest` (its largest value, if not given).
+    """A map (h, w), array or tensor, in colours: dark for 0, bright for `highest` (its largest value, if not given).
 
     With a picture the map lies on it, in the colour of fire, where it is not 0.
     """
     from matplotlib import colormaps
 
+    values = values.detach().cpu() if hasattr(values, "detach") else values
     values = np.asarray(values, np.float64)
     shares = np.clip(values / max(highest or values.max(), 1e-12), 0, 1)
     small = Image.fromarray((colormaps["inferno"](shares)[..., :3] * 255).astype(np.uint8))

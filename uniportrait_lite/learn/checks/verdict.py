@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -40,16 +41,18 @@ def check(lesson: str) -> Callable[[Callable[..., None]], Callable[..., Verdict]
     def made(judge: Callable[..., None]) -> Callable[..., Verdict]:
         @functools.wraps(judge)
         def verdict(*answers: Callable) -> Verdict:
+            changed: list[str] = []  # arguments, by answers that overwrite them
             try:
                 for answer in answers:
                     demand(callable(answer), f"give the function itself, not {type(answer).__name__}: no brackets")
-                judge(*answers)
+                judge(*(_watched(answer, changed) for answer in answers))
             except NotImplementedError:
                 return Verdict(False, OPEN)
-            except Mistake as mistake:
-                return Verdict(False, f"Not yet: {mistake}")
             except Exception as error:
-                return Verdict(False, f"Not yet: {_stopped(error, answers)}")
+                said = str(error) if isinstance(error, Mistake) else _stopped(error, answers)
+                if changed:
+                    said = f"it overwrites its argument {changed[0]}: write x = x + y, not x += y. Besides, {said}"
+                return Verdict(False, f"Not yet: {said}")
             return Verdict(True, f"Right. {lesson}")
 
         return verdict
@@ -91,9 +94,29 @@ def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     return torch.allclose(a.detach().double(), b.detach().double(), rtol=tolerance, atol=tolerance)
 
 
+def _watched(answer: Callable, changed: list[str]) -> Callable:
+    """The same function, which notes the arguments that it overwrites; classes and modules stay as they are."""
+    if not inspect.isfunction(answer):
+        return answer
+    names = list(inspect.signature(answer).parameters)
+
+    @functools.wraps(answer)
+    def watched(*given: Any, **named: Any) -> Any:
+        before = [x.clone() if isinstance(x, Tensor) else None for x in given]
+        try:
+            return answer(*given, **named)
+        finally:
+            for name, x, old in zip(names, given, before, strict=False):
+                if old is not None and not torch.equal(x, old):
+                    changed.append(name)
+
+    return watched
+
+
 def _stopped(error: Exception, answers: tuple[Callable, ...]) -> str:
     """Where and why an answer stops, in one line."""
     names = {getattr(answer, "__name__", "") for answer in answers}
     lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name in names]
     where = f" in `{lines[-1].line}`" if lines and lines[-1].line else ""
-    return f"it stops with {type(error).__name__}: {error}{where}"
+    advice = " (misspelt, or given its value by a cell that has not run yet?)" if isinstance(error, NameError) else ""
+    return f"it stops with {type(error).__name__}: {error}{advice}{where}"
