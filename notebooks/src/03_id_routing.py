@@ -36,7 +36,7 @@ from uniportrait_lite.pictures import tinted
 from uniportrait_lite.toyworld import Person, group
 from uniportrait_lite.toyworld.references import PEOPLE
 
-up = upl.load("tiny")
+up = upl.load(PROFILE)
 torch.set_grad_enabled(False)  # but where something is trained
 CLOSE = {"rtol": 1e-3, "atol": 1e-3}  # the same sum in another order differs a little
 folder = upl.profiles.data_folder("tiny").parent / "faces"
