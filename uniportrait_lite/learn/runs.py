@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOOK = 3.0  # seconds from one look at a run to the next
+PROGRAM = "uniportrait_lite"  # what `python -m` runs
 WORDS = re.compile(r"[^\r\n]*\S[^\r\n]*")  # a line with something in it; progress bars end theirs with \r
 
 
@@ -35,7 +36,7 @@ def progress(what: str) -> Iterator[None]:
     line.show(f"{what}: done")
 
 
-def watch(arguments: Sequence[str], folder: Path, draw: Callable[[list[dict]], Figure], says: str) -> list[dict]:
+def watch(arguments: Sequence[str | Path], folder: Path, draw: Callable[[list[dict]], Figure], says: str) -> list[dict]:
     """Runs `python -m uniportrait_lite ARGUMENTS`, a training with the run folder `folder`, and returns its log.
 
     Meanwhile the plot `draw(log)` is drawn again whenever the log grows, with what the command said last below; `says`
@@ -73,9 +74,9 @@ def read_log(folder: Path) -> list[dict]:
 
 
 @contextlib.contextmanager
-def _running(arguments: Sequence[str], words: Path) -> Iterator[subprocess.Popen]:
+def _running(arguments: Sequence[str | Path], words: Path) -> Iterator[subprocess.Popen]:
     """The package's command in a process that ends at the latest with the block, and writes what it says to a file."""
-    command = [sys.executable, "-m", "uniportrait_lite", *arguments]
+    command = [sys.executable, "-m", PROGRAM, *map(str, arguments)]
     with open(words, "wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
