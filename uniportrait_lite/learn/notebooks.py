@@ -27,7 +27,7 @@ from uniportrait_lite.learn import exercises
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 MAX_BYTES, MAX_LINES, MAX_CELLS = 300_000, 25, 60  # of a file; of code in a cell; in a notebook
 IGNORED, RAISES = "nbval-ignore-output", "raises-exception"
-CELL_TIMEOUT = 300  # seconds
+CELL_TIMEOUT = 1800  # seconds: a cell that trains for four minutes, on a busy machine
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},

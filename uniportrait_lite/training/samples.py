@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from uniportrait_lite import checkpoints
@@ -73,7 +72,9 @@ class Samples:
 
     @cached_property
     def _uniportrait(self) -> UniPortrait:
-        with no_progress_bars():
+        with no_progress_bars():  # importing it says what is not installed, too
+            from diffusers import StableDiffusionPipeline
+
             pipe = StableDiffusionPipeline.from_pretrained(self.pipeline, dtype=torch.float32)
         pipe.set_progress_bar_config(disable=True)
         return UniPortrait.attach(pipe.to("cuda" if torch.cuda.is_available() else "cpu"), self.weights)
