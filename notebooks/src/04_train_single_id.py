@@ -642,7 +642,7 @@ viz.show([folder / "cleo.png", by_mine, by_shipped], ["a reference", "this run's
 # The shipped weights had more of everything, in several runs, each started from the one before. To go on like that from
 # them, in a folder of your own:
 #
-#     python -m uniportrait_lite train single_id --start-from data/tiny/uniportrait --steps none --hours 1 \\
+#     python -m uniportrait_lite train single_id --start-from data/tiny/uniportrait --steps none --hours 1 \
 #         --run-folder runs/mine --out runs/mine/weights
 #
 # Their record lies beside them. Both losses inside faces, and what that bought:
