@@ -405,6 +405,152 @@ WRONG |= {
 }
 
 
+# --- 04_train_single_id -----------------------------------------------------------------------------------------------
+def mixed_with(clean_share, noise_share):
+    """`noisy` and `velocity` with other shares, functions of alpha_bar (B, 1, 1, 1)."""
+
+    def mix(clean, noise, alpha_bar):
+        a = alpha_bar[:, None, None, None]
+        return clean_share(a) * clean + noise_share(a) * noise
+
+    return mix
+
+
+def weighed(weights_of=lambda inside, weight: 1 + (weight - 1) * inside, mean=lambda e, w: (e * w).sum() / w.sum()):
+    """`face_loss` with other weights, or with another mean."""
+    return lambda error, inside, weight: mean(error, weights_of(inside, weight))
+
+
+def frozen_last(base, added):
+    for module in added:
+        module.requires_grad_(True)
+    base.requires_grad_(False)
+    return [p for module in added for p in module.parameters()]
+
+
+def put_to_sleep(base, added):
+    """eval() in place of freezing."""
+    base.eval()
+    return [p for module in added for p in module.parameters()]
+
+
+def everything_to_the_optimiser(base, added):
+    right("trained_only")(base, added)
+    return [*base.parameters(), *added[1].parameters()]
+
+
+def of_the_base_alone(base, added):
+    right("trained_only")(base, added)
+    return [p for p in base.parameters() if p.requires_grad]
+
+
+def hides(nobody):
+    """`hidden` with other samples of nobody."""
+
+    def hide(text, intrinsic, empty, first, second, no_caption, share):
+        silent = first < no_caption
+        gone = nobody(silent, second < share)
+        return torch.where(silent[:, None], empty, text), intrinsic * ~gone[:, None, None]
+
+    return hide
+
+
+def hides_in_place(text, intrinsic, empty, first, second, no_caption, share):
+    text[first < no_caption] = empty
+    return text, intrinsic
+
+
+def first_of_the_person(people, dice, rate):
+    first = torch.stack([(people == p).nonzero()[0, 0] for p in people])
+    return torch.where(dice < rate, first, torch.arange(len(people)))
+
+
+def stepping(order):
+    """`one_step` with its lines in another order: some of zero, backward, clip, step."""
+
+    def step(loss_of, batch, parameters, optimizer, max_norm):
+        loss = loss_of(batch)
+        lines = {
+            "zero": optimizer.zero_grad,
+            "backward": loss.backward,
+            "clip": lambda: torch.nn.utils.clip_grad_norm_(parameters, max_norm),
+            "step": optimizer.step,
+        }
+        for line in order.split():
+            lines[line]()
+        return loss.item()
+
+    return step
+
+
+def keeps_the_graph(loss_of, batch, parameters, optimizer, max_norm):
+    loss = loss_of(batch)
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    optimizer.step()
+    return loss
+
+
+def averaged_in_place(average, weights, decay, step):
+    keep = min(decay, (1 + step) / (10 + step))
+    return weights.mul_(1 - keep).add_(keep * average)
+
+
+WRONG |= {
+    "noisy": [
+        (mixed_with(lambda a: a, lambda a: 1 - a), "without its root"),
+        (mixed_with(lambda a: (1 - a).sqrt(), lambda a: a.sqrt()), "swapped: alpha_bar near 1"),
+        (mixed_with(lambda a: a.sqrt(), lambda a: 1), "added in full"),
+        (mixed_with(lambda a: a.sqrt(), lambda a: 1 - a.sqrt()), "is not sqrt(1 - alpha_bar)"),
+        (lambda x, e, a: a.sqrt() * x + (1 - a).sqrt() * e, "along the columns"),
+    ],
+    "velocity": [
+        (lambda x, e, a: e.clone(), "that is the noise"),
+        (mixed_with(lambda a: a.sqrt(), lambda a: (1 - a).sqrt()), "noisy picture"),
+        (mixed_with(lambda a: (1 - a).sqrt(), lambda a: -a.sqrt()), "sign is turned"),
+        (mixed_with(lambda a: -a.sqrt(), lambda a: (1 - a).sqrt()), "roots are swapped"),
+    ],
+    "face_loss": [
+        (weighed(mean=lambda e, w: (e * w).mean()), "sum of the weights"),
+        (weighed(lambda inside, weight: inside), "nothing counts any more"),
+        (weighed(lambda inside, weight: 1 + weight * inside), "1 + weight times"),
+        (weighed(mean=lambda e, w: ((e * w).sum((1, 2)) / w.sum((1, 2))).mean()), "a mean of its own"),
+    ],
+    "trained_only": [
+        (frozen_last, "frozen with it"),
+        (put_to_sleep, "eval() does not"),
+        (everything_to_the_optimiser, "frozen parameters, too"),
+        (of_the_base_alone, "every module that was added"),
+    ],
+    "hidden": [
+        (hides(lambda silent, second: silent), "only a share of them"),
+        (hides(lambda silent, second: second), "with a caption, too"),
+        (hides(lambda silent, second: silent | second), "only where the caption went"),
+        (hides_in_place, "changes the tensors"),
+    ],
+    "swapped": [
+        (first_of_the_person, "always the person's first picture"),
+        (lambda people, dice, rate: right("swapped")(people, 1 - dice, 1 - rate), "wrong way round"),
+        (lambda people, dice, rate: right("swapped")(people, dice, 2.0), "every picture is swapped"),
+        (lambda people, dice, rate: people[right("swapped")(people, dice, rate)], "it returns people"),
+    ],
+    "one_step": [
+        (stepping("backward clip step"), "gradients add up"),
+        (stepping("zero backward step clip"), "clipped after the step"),
+        (stepping("backward zero clip step"), "set to zero between"),
+        (stepping("clip step zero backward"), "gradients of the step before"),
+        (stepping("zero backward clip"), "optimizer.step() is missing"),
+        (keeps_the_graph, "with its graph"),
+    ],
+    "averaged": [
+        (lambda average, weights, decay, step: right("averaged")(weights, average, decay, step), "swapped"),
+        (lambda average, weights, decay, step: decay * average + (1 - decay) * weights, "early in training"),
+        (averaged_in_place, "changes the weights"),
+    ],
+}
+
+
 # --- 05_train_multi_id ------------------------------------------------------------------------------------------------
 def any_lora(name):
     return 1.0 if ".router." in name else 0.1 if ".lora_" in name else 0.0
@@ -512,7 +658,7 @@ WRONG |= {
         (lambda a, b: {name for name in a if torch.equal(a[name], b[name])}, "stayed the same"),
         (lambda a, b: {name for name in a if a[name] is not b[name]}, "compare values, not objects"),
     ],
-    "averaged": [
+    "averaged_gradients": [
         (together(lambda every: every.sum(0)), "added up"),
         (together(lambda every: every), "side by side"),
         (lambda processes: processes[0], "only the first process"),

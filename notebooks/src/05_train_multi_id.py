@@ -654,24 +654,24 @@ assert moved <= {name for name, weights in after.items() if weights.requires_gra
 # samples of its own (`loop.py`: generators seeded by seed, step and process); after `backward()` they exchange
 # gradients, and all move alike. The paper's batch of 128 lies on 8 GPUs.
 
-# %% [markdown] exercise="averaged" level="easy" minutes=10 teaches="what data-parallel training exchanges"
+# %% [markdown] exercise="averaged_gradients" level="easy" minutes=10 teaches="what data-parallel training exchanges"
 # ### What the processes agree on
 #
-# Write `averaged(processes)`: a list with one dictionary for each process, gradients by name. Return by name what all
-# of them go on with, so that two processes do what one would with the batches of both.
+# Write `averaged_gradients(processes)`: a list with one dictionary for each process, gradients by name. Return by name
+# what all of them go on with, so that two processes do what one would with the batches of both.
 #
 # **Hint.** The loss is a mean over samples. What is the gradient of the mean of two equal halves?
 
 
 # %%
-def averaged(processes):
+def averaged_gradients(processes):
     """The gradients by name of each process -> those that all go on with."""
     ### BEGIN SOLUTION
     return {name: torch.stack([one[name] for one in processes]).mean(dim=0) for name in processes[0]}
     ### END SOLUTION
 
 
-checks.averaged(averaged)
+checks.averaged_gradients(averaged_gradients)
 
 # %% [markdown]
 # Now really. `torchrun` starts as many processes as we ask for; each runs `python -m uniportrait_lite train multi_id`

@@ -7,6 +7,7 @@ from typing import Any
 from uniportrait_lite.learn import viz
 
 BLUE, GREEN, ORANGE, GREY = "#d6e6f7", "#d9efd9", "#fbe3cc", "#eeeeee"  # networks, features, ID tokens, pictures
+TRAINED = "#f6c9c4"  # networks that a stage trains, where others are frozen
 
 
 class _Board:
@@ -217,4 +218,48 @@ def multi_id_stage() -> None:
     board.show(
         "Diagram: frozen are the ID embedding, ID keys and values and the U-Net; W_aggr, phi, theta and a second LoRA "
         "learn, from the diffusion loss through psi, and from the routing loss through the softmax of the logits"
+    )
+
+
+def single_id_training() -> None:
+    """One step of the single-ID stage: what goes in, what is frozen, what learns."""
+    board = _Board(height=3.4)
+    board.box(1, 35, 13, 8, "portrait", ("128 x 128", "(512 x 512)"), GREY)
+    board.box(1, 22, 13, 8, "caption", ("48 words", "(77)"), GREY)
+    board.box(1, 5, 13, 8, "a face crop", ("224 x 224",), GREY)
+    board.note(9, 2.7, "of it, or of another photo", fontsize=6.5)
+    board.box(19, 35, 11, 8, "VAE")
+    board.box(19, 22, 11, 8, "text encoder")
+    board.box(18.5, 5, 12, 8, "face backbone,\nCLIP")
+    for x, y in ((19, 39), (19, 26), (18.5, 9)):
+        board.arrow((14, y), (x, y))
+    board.box(36, 35, 12, 8, "latents $x_0$", ("8 x 16 x 16", "(4 x 64 x 64)"), GREEN)
+    board.arrow((30, 39), (36, 39))
+    board.arrow((48, 39), (58, 39))
+    board.note(53, 41, "noise, $t$")
+    board.box(58, 35, 9, 8, "noisy $x_t$", color=GREEN)
+    board.box(36, 5, 9, 8, "$F_r$, $F_s$", color=GREEN)
+    board.arrow((30.5, 9), (36, 9))
+    board.box(50, 5, 12, 8, "ID embedding", color=TRAINED)
+    board.arrow((45, 9), (50, 9))
+    board.note(47.5, 14.5, "DropToken,\nDropPath", fontsize=6.5)
+    board.box(67, 5, 11, 8, "ID tokens", ("16 x 128", "(16 x 768)"), ORANGE)
+    board.arrow((62, 9), (67, 9))
+    board.box(58, 17.5, 20, 13, "")
+    board.note(68, 27, "U-Net", fontsize=8, color="black")
+    board.box(60, 18.5, 7.5, 4, "LoRA", color=TRAINED)
+    board.box(68.5, 18.5, 8.5, 4, "ID K, V", color=TRAINED)
+    board.arrow((30, 26), (58, 26))
+    board.arrow((62.5, 35), (62.5, 30.5))
+    board.arrow((72.75, 13), (72.75, 18.5))
+    board.box(84, 20, 15, 8, "prediction", ("8 x 16 x 16",), GREEN)
+    board.arrow((78, 24), (84, 24))
+    board.box(84, 35, 15, 8, "loss", ("face counts more",), GREY)
+    board.arrow((91.5, 28), (91.5, 35))
+    board.arrow((67, 39), (84, 39))
+    board.note(75.5, 41, "target $v$ (paper: noise)", fontsize=6.5)
+    board.note(89.5, 9, "blue: frozen\nred: trained\n(in brackets:\nthe paper's sizes)", fontsize=6.5)
+    board.show(
+        "Diagram: a noisy portrait, its caption and the ID tokens of its face go through the U-Net; the ID embedding, "
+        "the ID keys and values and the LoRA are trained, all else is frozen"
     )

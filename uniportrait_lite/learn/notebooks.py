@@ -32,7 +32,7 @@ from uniportrait_lite.learn.address import CLONE, address, badges, stamped
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 MAX_BYTES, MAX_LINES, MAX_CELLS = 300_000, 25, 60  # of a file; of code in a cell; in a notebook, beside its setup
 IGNORED, RAISES = "nbval-ignore-output", "raises-exception"
-CELL_TIMEOUT = 1200  # seconds
+CELL_TIMEOUT = 1800  # seconds: a cell that trains for four minutes, on a busy machine
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},

@@ -67,6 +67,32 @@ def plot(drawing: Figure, says: str) -> None:
     display(data, metadata=metadata, raw=True)
 
 
+def curves(
+    log: Sequence[dict[str, float]],
+    steps: int,
+    panels: dict[str, dict[str, str]],
+    marks: dict[str, dict[str, float]] | None = None,
+) -> Figure:
+    """A training's log, as far as it has come, drawn against its `steps`: a panel for each title.
+
+    log: dicts with "step" and any other numbers, as `log.jsonl` holds them. `panels`: by title, the names of what is
+    drawn in it and their labels; `marks`: by title, labels of horizontal lines and where they lie.
+    """
+    drawing, columns = axes(len(panels), height=2.5, squeeze=False)
+    for axis, (title, names) in zip(columns[0], panels.items(), strict=True):
+        axis.set(xlim=(0, 1.03 * steps), xlabel="step", title=title)
+        for name, label in names.items():
+            points = [(entry["step"], entry[name]) for entry in log if name in entry]
+            few = len(points) * 10 < len(log)
+            axis.plot([x for x, _ in points], [y for _, y in points], marker="o" if few else "", ms=4, label=label)
+        for (label, height), style in zip((marks or {}).get(title, {}).items(), ("-", "--", ":"), strict=False):
+            axis.axhline(height, color="#444444", lw=1, ls=style, label=label)
+        axis.legend(fontsize=7, frameon=False)
+    step, seconds = (max((entry.get(name, 0) for entry in log), default=0) for name in ("step", "seconds"))
+    drawing.suptitle(f"step {step} of {steps}, {seconds:.0f} seconds", fontsize=LETTERS)
+    return drawing
+
+
 def heat(values: Any, picture: Picture | None = None, highest: float | None = None) -> Image.Image:
     """A map (h, w), array or tensor, in colours: dark for 0, bright for `highest` (its largest value, if not given).
 

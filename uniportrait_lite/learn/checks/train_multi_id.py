@@ -255,7 +255,7 @@ GRADIENTS = {"router.weight": (2, 3), "router.bias": (4,)}
 
 
 @check("Each process has its own samples; after this they all hold the same gradient, and stay the same network.")
-def averaged(answer: Callable[[list[dict[str, Tensor]]], dict[str, Tensor]]) -> None:
+def averaged_gradients(answer: Callable[[list[dict[str, Tensor]]], dict[str, Tensor]]) -> None:
     """The gradients by name of each process -> by name, what all of them go on with."""
     processes = [
         {name: _random(*shape, seed=10 * k + len(shape)) for name, shape in GRADIENTS.items()} for k in range(3)
