@@ -14,7 +14,8 @@ def test_the_gallery_asks_with_words_of_the_world():
 
 def test_the_gallery_is_drawn_with_its_page(tmp_path, monkeypatch, capsys):
     small = {"PEOPLE": gallery.PEOPLE[:3], "PROMPTS": dict(list(gallery.PROMPTS.items())[:1]), "STYLES": ("in sepia",),
-             "GROUPS": {2: 1, 3: 1}, "STEPS": (0.0, 1.0), "MIXTURES": 1, "WORST": 4}  # fmt: skip
+             "GROUPS": {2: 1, 3: 1}, "STEPS": (0.0, 1.0), "MIXTURES": 1, "WORST": 4,
+             "BESIDE": 1}  # fmt: skip
     for name, value in small.items():
         monkeypatch.setattr(gallery, name, value)
     assert cli.main(["gallery", "--out", str(tmp_path)]) == 0
@@ -22,7 +23,15 @@ def test_the_gallery_is_drawn_with_its_page(tmp_path, monkeypatch, capsys):
     assert told[-1] == str(tmp_path / "gallery.md") and str(tmp_path / "gallery" / "pairs.webp") in told
     page = (tmp_path / "gallery.md").read_text()
     pictures = sorted((tmp_path / "gallery").glob("*.webp"))
-    assert [path.stem for path in pictures] == ["failures", "mixtures", "pairs", "portraits", "styles", "triples"]
+    assert [path.stem for path in pictures] == [
+        "failures",
+        "mixtures",
+        "pairs",
+        "portraits",
+        "styles",
+        "tools",
+        "triples",
+    ]
     assert all(f"gallery/{path.name}" in page for path in pictures)
     for path in pictures:
         with Image.open(path) as picture:

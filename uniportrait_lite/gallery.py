@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
+from uniportrait_lite import compose, controls
 from uniportrait_lite.assignment import assign
 from uniportrait_lite.evaluation import metrics
+from uniportrait_lite.evaluation.composition import controlled
 from uniportrait_lite.evaluation.report import check_folder, sheet, write_text
+from uniportrait_lite.folders import data_folder
 from uniportrait_lite.pictures import save_picture, tinted
-from uniportrait_lite.toyworld import Person, reference
+from uniportrait_lite.toyworld import Person, portrait, reference
 from uniportrait_lite.toyworld.splits import HELD_OUT
 
 PEOPLE = HELD_OUT[:12]  # the first ones: nobody chose them
@@ -30,6 +34,8 @@ STYLES = ("comic style", "as a sketch", "painted in watercolour", "in sepia", "i
 TOGETHER = {2: "two people at the beach", 3: "three friends in the park"}
 GROUPS = {2: 6, 3: 4}
 MIXTURES = 4  # of neighbours
+PLAIN, BESIDE = "a portrait of a person", 5  # the prompt beside other tools, and for how many people
+LOOKS = ("comic", "watercolour", "photo", "noir", "sepia")  # of the pictures that somebody else gives
 STEPS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)  # of mixtures
 WORST = 10
 
@@ -66,6 +72,15 @@ with `distinct=True`.
 ![Pairs](gallery/pairs.webp)
 
 ![Triples](gallery/triples.webp)
+
+## With other tools
+
+"{plain}", and beside the identity what the field has for other ends, used as its own documentation says: a
+ControlNet that is shown the edges of somebody else's picture; that picture itself as a prompt (IP-Adapter, at 0.6), and
+its style by shared attention; a face put into a picture (inpainting); a style LoRA. Figures are likenesses to the
+reference at the left.
+
+![A row a person: reference, somebody else's picture, its edges, and what each tool makes of them](gallery/tools.webp)
 
 ## Between two people
 
@@ -139,6 +154,40 @@ class Studio:
         between = list(zip(images, labels, strict=True))
         return [ends[0], *between, ends[1]]
 
+    def beside(self, count: int) -> list[list[tuple[Image.Image, str]]]:
+        """A row a person: what other tools make of them and of somebody else's picture."""
+        size = self.up.unet.config.sample_size * self.up.pipe.vae_scale_factor
+        edged = controlled(self.up.pipe, data_folder(), ["edges"])
+        steps, guidance = self.up.config.defaults.steps, self.up.config.defaults.guidance
+        rows = []
+        for n, person in enumerate(self.identities[:count]):
+            given = portrait(Person.random(PEOPLE[(n + 1) % len(PEOPLE)]), seed=n, style=LOOKS[n % len(LOOKS)]).image
+            outline = controls.edges(given)
+            with self.up.using(person):
+                noise = torch.Generator().manual_seed(n)
+                call = {"num_inference_steps": steps, "guidance_scale": guidance, "height": size, "width": size}
+                steered = edged(PLAIN, image=outline, generator=noise, **call).images[0]
+            images = [
+                steered,
+                self.up(PLAIN, person, seed=n, image_prompt=given, image_scale=0.6).images[0],
+                compose.in_style(self.up, PLAIN, given, person, seed=n),
+                compose.inpaint(self.up, PLAIN, given, compose.face_mask(given), person, seed=n),
+            ]
+            rows.append([self.references[n], given, outline, *images])
+        self.up.pipe.load_lora_weights(
+            str(data_folder() / "lora"), weight_name="glass.safetensors", adapter_name="glass"
+        )
+        try:
+            for n, row in enumerate(rows):
+                row.append(self.up(PLAIN, self.identities[n], seed=n).images[0])
+        finally:
+            self.up.pipe.delete_adapters("glass")
+        return [[*((x, "") for x in row[:3]), *self._alike(n, row[3:])] for n, row in enumerate(rows)]
+
+    def _alike(self, n: int, images: Sequence[Image.Image]) -> list[tuple[Image.Image, str]]:
+        alike = map(float, self.judge.embeddings(images) @ self.known[n])
+        return [(image, Shown(n, "", image, value).label) for image, value in zip(images, alike, strict=True)]
+
     def _assign(self, image: Image.Image, who: Sequence[int]):
         faces = self.judge.detect(image)
         return assign([face.box for face in faces], [face.embedding for face in faces], self.known[list(who)])
@@ -167,6 +216,8 @@ def run(out: str | Path = "outputs") -> Path:
         settled += [mended for *_, mended in made]
         titles = [*([""] * count), "routers", "", "distinct=True"]
         _save(sheet(titles, [row for row, *_ in made]), folder / f"{name}.webp")
+    titles = ["", "somebody else", "edges", "ControlNet", "image prompt", "its style", "face put in", "style LoRA"]
+    _save(sheet(titles, studio.beside(BESIDE)), folder / "tools.webp")
     mixed = [studio.mixture(2 * k, 2 * k + 1, seed=k) for k in range(MIXTURES)]
     titles = ["", *(f"{amount:.1f}" for amount in STEPS), ""]
     _save(sheet(titles, mixed), folder / "mixtures.webp")
@@ -182,6 +233,7 @@ def run(out: str | Path = "outputs") -> Path:
             prompts=_quoted(PROMPTS.values()), portraits=_mean(rows), styles=_mean(styles),
             found=sum(not np.isnan(s.similarity) for row in rows for s in row), count=len(PEOPLE) * len(PROMPTS),
             once=sum(once), settled=sum(settled), groups=len(once), worst=WORST,
+            plain=PLAIN,
         ),
         out / "gallery.md",
     )  # fmt: skip
