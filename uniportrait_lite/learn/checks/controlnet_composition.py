@@ -53,7 +53,8 @@ def agreement(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
     a[4, 8:18] = True
     b[3:12, 6] = True
     b[10, 9:15] = True
-    b[12:15, 16] = True
+    b[6:15, 16] = True
+    b[2, 12:19] = True
 
     def near(x: Tensor, side: int = 3) -> Tensor:
         return F.max_pool2d(x.float()[None], side, stride=1, padding=side // 2)[0] > 0
