@@ -55,6 +55,7 @@ def agreement(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
     b[10, 9:15] = True
     b[6:15, 16] = True
     b[2, 12:19] = True
+    b[4, 9:12] = True
 
     def near(x: Tensor, side: int = 3) -> Tensor:
         return F.max_pool2d(x.float()[None], side, stride=1, padding=side // 2)[0] > 0
