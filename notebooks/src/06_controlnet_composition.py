@@ -292,6 +292,7 @@ plain = {"style": "photo", "hat": "none", "glasses": "none", "background": "stud
 posers = [portrait(Person.random(2_062_002 + k), seed=k, turn=0.8 - 1.6 * k, tilt=12 - 24 * k, **plain) for k in (0, 1)]
 prompt, seeds = "a photo of a person", (1, 2)
 free = up([prompt] * 2, people["cleo"], seed=seeds[0], steps=12).images  # without a ControlNet
+
 # %% [markdown]
 # Edges first: those of somebody else, and Cleo. The last picture of a row has the same person, prompt and noise, and no
 # ControlNet. The numbers are the agreement of the picture's edges with those that were asked for.
@@ -316,7 +317,8 @@ print(
 # Now figures of the same two faces. The numbers are the distance of the landmarks that are found from those that were
 # asked for, in widths of the face, with the ControlNet and without. A figure says much less than an outline: it takes a
 # ControlNet longer to find out that it says anything. Compare the numbers before you believe in the one that is
-# shipped.
+# shipped. With the controls below, turn up how much a ControlNet adds (`controlnet_conditioning_scale`, an argument of
+# diffusers), and change the person.
 
 # %%
 figures = [upl.controls.pose([poser.faces[0].landmarks], poser.image.size) for poser in posers]
@@ -330,10 +332,6 @@ for poser, figure, image, other in zip(posers, figures, cleo, free, strict=True)
     shown += [figure, image]
     titles += ["the condition", f"cleo: {names[0]} (without: {names[1]})"]
 viz.show(shown, titles)
-
-# %% [markdown]
-# Turn up how much the ControlNet adds (`controlnet_conditioning_scale`, an argument of diffusers), and change the
-# person.
 
 
 # %%
@@ -408,10 +406,31 @@ for name, given in ways.items():
     drawn[name] = up("a person", people["ann"], seed=2, steps=12, **given).images[0]
 alike = clip_alike(look, *drawn.values())
 viz.show([look, *drawn.values()], ["the look", *(f"{n}: {x:.2f}" for n, x in zip(drawn, alike, strict=True))])
-print(
-    "image tokens:", tuple(up.image_adapter(torch.zeros(1, up.image_adapter.projection.image_embeds.in_features)).shape)
-)
 print("with the picture she is more like it than without:", alike[1] > alike[0])
+
+# %%
+layer = "mid_block.attentions.0.transformer_blocks.0.attn2"  # of 4 x 4 positions
+
+
+def by_hand(attn, args, given, output):
+    """Compares what a cross-attention layer returns with the formula."""
+
+    def branch(*projected):
+        q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (attn.to_q(args[0]), *projected))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    text, who, picture = (given[name] for name in ("encoder_hidden_states", "identities", "image_prompt"))
+    here = F.interpolate(picture.mask[:, None].float(), size=(4, 4), mode="area").flatten(2).transpose(1, 2)
+    total = branch(attn.to_k(text), attn.to_v(text))
+    total = total + who.id_scale * branch(*(x[:, 0] for x in attn.processor.project(who.tokens)))
+    total = total + picture.image_scale * here * branch(*picture.keys_values[layer])
+    torch.testing.assert_close(attn.to_out[0](total), output, **CLOSE)
+    print("image tokens:", picture.keys_values[layer][0].shape[1], "- and the layer computes what the formula says")
+
+
+hook = up.unet.get_submodule(layer).register_forward_hook(by_hand, with_kwargs=True)
+up("a person", people["ann"], seed=2, steps=1, image_prompt=look, image_scale=0.8, image_mask=right_half)
+hook.remove()
 
 # %% [markdown]
 # ## 5. A style from a file
@@ -541,6 +560,11 @@ checks.adain(adain)
 
 # %%
 show_source(StyleAlignment.share)
+x = torch.randn(2, 50, 8, generator=torch.Generator().manual_seed(0))  # two pictures; the first is the style
+query, key, value, bias = StyleAlignment(torch.tensor([0, 0]), shift=-1.0, adain=True).share(x, x, x)
+deviation, mean = torch.std_mean(x, dim=1, keepdim=True)
+torch.testing.assert_close(query, (x - mean) / deviation * deviation[:1] + mean[:1], **CLOSE)
+assert torch.equal(key[:, 50:], key[:1, :50].expand(2, -1, -1)) and (bias[..., 50:] == -1).all()
 noir = portrait(Person.random(2_063_003), seed=3, style="noir", background="park", hat="none").image
 styled = {
     name: upl.compose.in_style(up, "", image, people["cleo"], seed=2, steps=12)
