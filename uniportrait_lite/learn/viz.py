@@ -52,7 +52,8 @@ def animated(frames: Sequence[Picture], seconds: float = 2.0, height: int = 96) 
 
     small = [read_picture(frame) for frame in frames]
     small = [frame.resize((round(frame.width * height / frame.height), height)) for frame in small]
-    tones = small[0].quantize(TONES)  # one palette for all, or colours would flicker
+    strip = np.concatenate([np.asarray(frame) for frame in small], axis=1)
+    tones = Image.fromarray(strip).quantize(TONES)  # one palette for all, or colours would flicker
     loop = [frame.quantize(palette=tones, dither=Image.Dither.NONE) for frame in (*small, *small[-2:0:-1])]
     buffer, each = io.BytesIO(), round(1000 * seconds / len(loop))
     loop[0].save(buffer, "PNG", save_all=True, append_images=loop[1:], duration=each, loop=0, optimize=True)
