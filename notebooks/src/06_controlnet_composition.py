@@ -43,9 +43,10 @@ print(len(people), "people; the pipeline:", type(up.pipe).__name__)
 # %% [markdown]
 # ## Where we are going
 #
-# UniPortrait leaves the U-Net's weights and inputs alone: people come in by cross-attention, with keys and values of
-# their own. The paper concludes (section "Applications") that whatever else takes hold of the U-Net can do so at the
-# same time. This notebook tries each such tool, **as the libraries ship it**:
+# In UniPortrait people come in by cross-attention, with keys and values of their own, and a LoRA that goes with them.
+# What the U-Net is given and what it returns stay as they were. The paper concludes (section "Applications") that
+# whatever else takes hold of the U-Net can do so at the same time. This notebook tries each such tool, **as the
+# libraries ship it**:
 
 # %%
 diagrams.composition()
@@ -476,7 +477,7 @@ print("with the LoRA the picture differs; once it is deleted all is as before, b
 # ### One step of DDIM
 #
 # Write `ddim_step(x, v, now, later)`: latents, the predicted velocity, and $\bar\alpha$ and $\bar\alpha'$ as tensors
-# with one number. Is `later` larger, it goes towards the picture; is it smaller, towards noise.
+# with one number. If `later` is larger, the step goes towards the picture; if it is smaller, towards noise.
 #
 # **Hint.** The three formulas are three lines. `now.sqrt()`, `(1 - now).sqrt()`.
 
