@@ -666,6 +666,102 @@ WRONG |= {
 }
 
 
+# --- 06_controlnet_composition ----------------------------------------------------------------------------------------
+def along(a, b, height, width, keep=lambda t: t.clamp(0, 1), by=lambda way: way.square().sum(), turned=False):
+    """`segment_distance` with something else in it."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    points = torch.stack([y, x] if turned else [x, y], dim=-1).float()
+    t = keep(((points - a) @ (b - a)) / by(b - a))
+    return (points - (a + t[..., None] * (b - a))).norm(dim=-1)
+
+
+def near(x, side=3):
+    return F.max_pool2d(x.float()[None], side, stride=1, padding=side // 2)[0]
+
+
+def exact_f1(a, b):
+    p, r = b[a].float().mean(), a[b].float().mean()
+    return 2 * p * r / (p + r)
+
+
+def averaged_gradients(weight, x, upstream):
+    of_weight, of_bias, of_x = right("zero_conv_gradients")(weight, x, upstream)
+    return of_weight / (x.shape[2] * x.shape[3]), of_bias, of_x
+
+
+def nothing_learns(weight, x, upstream):
+    of_weight, of_bias, of_x = right("zero_conv_gradients")(weight, x, upstream)
+    return weight * of_weight, of_bias, of_x
+
+
+def nothing_behind(weight, x, upstream):
+    return *right("zero_conv_gradients")(weight, x, upstream)[:2], torch.zeros_like(x)
+
+
+def all_in_one(q, text, identity, image, id_scale, image_scale, mask):
+    k, v = (torch.cat(parts, dim=1) for parts in zip(text, identity, image, strict=True))
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def masked_query(q, text, identity, image, id_scale, image_scale, mask):
+    out = right("three_branches")(q, text, identity, image, id_scale, 0, mask)
+    return out + image_scale * F.scaled_dot_product_attention(q * mask[..., None], *image)
+
+
+def as_if_epsilon(x, v, now, later):
+    return later.sqrt() * (x - (1 - now).sqrt() * v) / now.sqrt() + (1 - later).sqrt() * v
+
+
+def spread(x, reference, dims):
+    (s, m), (wanted, centre) = (torch.std_mean(y, dim=dims, keepdim=True) for y in (x, reference))
+    return (x - m) / s * wanted + centre
+
+
+WRONG |= {
+    "segment_distance": [
+        (lambda a, b, h, w: along(a, b, h, w, keep=lambda t: t), "endless line"),
+        (lambda a, b, h, w: along(a, b, h, w, keep=lambda t: t.clamp(min=0)), "no end at b"),
+        (lambda a, b, h, w: along(a, b, h, w, turned=True), "x and y are swapped"),
+        (lambda a, b, h, w: along(a, b, h, w, by=lambda way: way.norm()), "squared length"),
+    ],
+    "agreement": [
+        (exact_f1, "very same pixel"),
+        (lambda a, b: near(b)[a].mean(), "the first map's edges alone"),
+        (lambda a, b: (near(b)[a].mean() + near(a)[b].mean()) / 2, "harmonic mean"),
+        (lambda a, b: (near(a) == near(b)).float().mean(), "most are no edges"),
+    ],
+    "zero_conv_gradients": [
+        (averaged_gradients, "mean over places"),
+        (nothing_learns, "holds the weight"),
+        (nothing_behind, "only while the weight is"),
+        (lambda weight, x, upstream: upstream.sum((0, 2, 3)), "three things"),
+    ],
+    "three_branches": [
+        (all_in_one, "one softmax over all tokens"),
+        (masked_query, "still gets the mean of the values"),
+        (lambda q, t, i, p, a, b, mask: right("three_branches")(q, t, i, p, a, b, 1 - mask), "turned round"),
+        (lambda q, t, i, p, a, b, mask: right("three_branches")(q, t, i, p, b, a, mask), "scales are swapped"),
+    ],
+    "ddim_step": [
+        (as_if_epsilon, "v is taken for the noise"),
+        (lambda x, v, now, later: right("ddim_step")(x, v, later, now), "now and later are swapped"),
+        (lambda x, v, now, later: now.sqrt() * x - (1 - now).sqrt() * v, "predicted clean picture"),
+        (lambda x, v, now, later: right("ddim_step")(x, v, now.square(), later.square()), "values are not"),
+    ],
+    "adain": [
+        (lambda x, reference: spread(x, reference, 2), "over the channels"),
+        (lambda x, reference: spread(reference, x, 1), "roles are swapped"),
+        (lambda x, reference: x - x.mean(1, keepdim=True) + reference.mean(1, keepdim=True), "only the mean"),
+    ],
+    "known_and_drawn": [
+        (lambda d, c, n, inside, a: right("known_and_drawn")(d, c, n, 1 - inside, a), "turned round"),
+        (lambda d, c, n, inside, a: inside * d + (1 - inside) * c, "known latents are clean"),
+        (lambda d, c, n, inside, a: inside * d + (1 - inside) * (a * c + (1 - a) * n), "without its root"),
+        (lambda d, c, n, inside, a: right("known_and_drawn")(d, c, n, inside, 1 - a), "shares are swapped"),
+    ],
+}
+
+
 def right(name):
     """The reference's function."""
     owner, exercise = next((owner, exercise) for owner, exercise in EXERCISES if exercise.name == name)

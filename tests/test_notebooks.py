@@ -6,17 +6,20 @@ import json
 import re
 import shutil
 import sys
+import warnings
 
 import nbformat
 import numpy as np
 import pytest
 import torch
+from diffusers.utils import logging
 from PIL import Image
 
 from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.learn import notebooks, viz
 from uniportrait_lite.learn.address import CLONE, UNKNOWN, address, stamped
 from uniportrait_lite.learn.progress import progress
+from uniportrait_lite.quiet import no_advice
 
 SOURCE = """\
 # %% [markdown]
@@ -322,3 +325,21 @@ def test_marked_draws_box_and_landmarks_on_a_copy():
     marked = viz.marked(picture, [DetectedFace(box, landmarks, 0.9, picture)])
     assert marked.getpixel((10, 30)) == (255, 60, 60) and marked.getpixel((30, 30)) == (60, 255, 60)
     assert picture.getpixel((10, 30)) == (0, 0, 0)
+
+
+def test_frames_move_there_and_back_in_a_page(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **kinds: shown.append((data, kinds["metadata"])))
+    viz.animated([Image.new("RGB", (64, 128), color) for color in ("red", "green", "blue")], seconds=2, height=32)
+    (data, metadata), says = shown[0], "an animation of 4 frames, 16 x 32 pixels"
+    assert data["text/plain"] == says == metadata["image/png"]["alt"]
+    picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
+    assert picture.n_frames == 4 and picture.size == (16, 32) and picture.info["loop"] == 0
+
+
+def test_advice_is_left_out_while_a_lora_is_loaded_and_not_later(recwarn):
+    before = logging.get_verbosity()
+    with no_advice():
+        warnings.warn("another adapter is there", stacklevel=1)
+        assert logging.get_verbosity() == logging.ERROR
+    assert not recwarn.list and logging.get_verbosity() == before

@@ -1,6 +1,7 @@
 """Loading without the libraries' chatter."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 
 from diffusers.utils import logging as diffusers_logging
@@ -25,3 +26,16 @@ def no_progress_bars() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         for library in barred:
             library.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def no_advice() -> Iterator[None]:
+    """Loads LoRAs without the libraries' advice: that there is another one, and that this one leaves words alone."""
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        diffusers_logging.set_verbosity(verbosity)

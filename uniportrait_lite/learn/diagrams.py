@@ -263,3 +263,70 @@ def single_id_training() -> None:
         "Diagram: a noisy portrait, its caption and the ID tokens of its face go through the U-Net; the ID embedding, "
         "the ID keys and values and the LoRA are trained, all else is frozen"
     )
+
+
+def composition() -> None:
+    """Where each tool takes hold of the U-Net."""
+    board = _Board(height=3.5)
+    board.frame(41, 13, 22, 33)
+    board.note(52, 44, "U-Net, frozen", fontsize=8)
+    for y, name in ((33, "cross-attention"), (24, "self-attention"), (15, "way up")):
+        board.box(43, y, 18, 7, name)
+    left = [
+        (41, 37, "prompt", "48 x 128", GREY),
+        (31.5, 36.5, "ID tokens", "16 x 128", ORANGE),
+        (22, 36, "image prompt", "4 x 128", GREEN),
+    ]
+    for y, at, name, shape, color in left:
+        board.box(2, y, 16, 7, name, (shape,), color)
+        board.arrow((18, y + 3.5), (30, at), (43, at), color="#444444")
+    board.box(2, 12.5, 16, 7, "style picture", ("its latents",), GREEN)
+    board.arrow((18, 16), (30, 27.5), (43, 27.5))
+    board.note(36, 29.3, "keys, values")
+    board.box(2, 2, 16, 8, "condition image", ("3 x 128 x 128",), GREEN)
+    board.box(22.5, 2, 18, 8, "ControlNet", ("copy of the way down",), GREEN)
+    board.arrow((18, 6), (22.5, 6))
+    board.arrow((40.5, 6), (52, 6), (52, 15))
+    board.note(46, 8, "added")
+    board.box(70, 24, 12, 7, "scheduler")
+    board.arrow((63, 27.5), (70, 27.5))
+    board.box(70, 37, 28, 8, "inpainting", ("outside: the picture, noised",), GREEN)
+    board.arrow((76, 31), (76, 37))
+    board.box(88, 24, 10, 7, "latents", ("8 x 16 x 16",), GREY)
+    board.arrow((93, 37), (93, 31))
+    board.arrow((93, 24), (93, 19.5), (63, 19.5))
+    board.note(79, 17.7, "next step")
+    board.box(70, 2, 28, 8, "style LoRA", ("added to the weights themselves",), GREEN)
+    board.arrow((84, 10), (84, 13.5), (63, 13.5))
+    board.show(
+        "Diagram: prompt, ID tokens and image prompt enter the U-Net's cross-attention; a style picture its "
+        "self-attention; a ControlNet adds to its way up; a style LoRA changes weights; inpainting works between steps"
+    )
+
+
+def control_net() -> None:
+    """A ControlNet beside the U-Net that it is a copy of."""
+    board = _Board(height=2.9)
+    for y, name, color in ((27, "U-Net, frozen", BLUE), (8, "ControlNet", GREEN)):
+        for k, (title, shape) in enumerate(
+            (("in", "64 x 16 x 16"), ("down 1", "64 x 8 x 8"), ("down 2", "128 x 4 x 4"), ("down 3", "192 x 4 x 4"))
+        ):
+            board.box(17 + 13.5 * k, y, 11.5, 7, title, (shape,), color)
+            board.arrow((15 + 13.5 * k, y + 3.5), (17 + 13.5 * k, y + 3.5))
+        board.box(71, y, 11.5, 7, "middle", ("192 x 4 x 4",), color)
+        board.arrow((69, y + 3.5), (71, y + 3.5))
+        board.note(82.5, y + 8.7 if color == BLUE else y - 1.8, name, ha="right", fontsize=7.5)
+    board.box(1, 27, 13.5, 7, "noisy latents", ("8 x 16 x 16",), GREY)
+    board.box(1, 8, 13.5, 7, "condition image", ("3 x 128 x 128",), GREY)
+    board.arrow((7.5, 27), (7.5, 21), (20, 21), (20, 15))
+    board.box(88, 27, 11, 7, "way up", (), BLUE)
+    board.arrow((82.5, 30.5), (88, 30.5))
+    for x in (22.75, 36.25, 49.75, 63.25, 76.75):
+        board.arrow((x + 3, 15), (x + 3, 19.2), (93.5, 19.2), (93.5, 27), color="#b35c1e")
+        board.note(x + 3, 17, "0", bbox={"boxstyle": "round,pad=0.2", "fc": ORANGE, "ec": "#666666"}, fontsize=6.5)
+    board.note(52, 22.5, "0: a 1 x 1 convolution that begins at zero; what comes out is added to what the way up reads")
+    board.note(1, 3.5, "on its way in: eight convolutions,\nthe last of them zero, too", ha="left")
+    board.show(
+        "Diagram: a ControlNet, a copy of the U-Net's way down, reads the condition; its maps go through convolutions "
+        "that begin at zero and are added to what the U-Net's way up reads"
+    )

@@ -46,6 +46,22 @@ def show(images: Picture | Sequence[Picture], titles: Sequence[str] | None = Non
     display(data, metadata=metadata, raw=True)
 
 
+def animated(frames: Sequence[Picture], seconds: float = 2.0, height: int = 96) -> None:
+    """Shows frames of one size one after another below the cell, there and back in `seconds`, over and over."""
+    from IPython.display import display
+
+    small = [read_picture(frame) for frame in frames]
+    small = [frame.resize((round(frame.width * height / frame.height), height)) for frame in small]
+    strip = np.concatenate([np.asarray(frame) for frame in small], axis=1)
+    tones = Image.fromarray(strip).quantize(TONES)  # one palette for all, or colours would flicker
+    loop = [frame.quantize(palette=tones, dither=Image.Dither.NONE) for frame in (*small, *small[-2:0:-1])]
+    buffer, each = io.BytesIO(), round(1000 * seconds / len(loop))
+    loop[0].save(buffer, "PNG", save_all=True, append_images=loop[1:], duration=each, loop=0, optimize=True)
+    text = f"an animation of {len(loop)} frames, {small[0].width} x {height} pixels"
+    data = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": text}
+    display(data, metadata={"image/png": {"alt": text}}, raw=True)
+
+
 def axes(columns: int = 1, rows: int = 1, height: float = 2.6, **settings: Any) -> tuple[Figure, Any]:
     """A matplotlib figure as wide as a page, `height` inches a row, and its axes; to be shown with `plot`.
 
