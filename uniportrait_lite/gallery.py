@@ -19,6 +19,7 @@ from uniportrait_lite.evaluation.composition import controlled
 from uniportrait_lite.evaluation.report import check_folder, sheet, write_text
 from uniportrait_lite.folders import data_folder
 from uniportrait_lite.pictures import save_picture, tinted
+from uniportrait_lite.quiet import no_advice
 from uniportrait_lite.toyworld import Person, portrait, reference
 from uniportrait_lite.toyworld.splits import HELD_OUT
 
@@ -174,9 +175,10 @@ class Studio:
                 compose.inpaint(self.up, PLAIN, given, compose.face_mask(given), person, seed=n),
             ]
             rows.append([self.references[n], given, outline, *images])
-        self.up.pipe.load_lora_weights(
-            str(data_folder() / "lora"), weight_name="glass.safetensors", adapter_name="glass"
-        )
+        with no_advice():
+            self.up.pipe.load_lora_weights(
+                str(data_folder() / "lora"), weight_name="glass.safetensors", adapter_name="glass"
+            )
         try:
             for n, row in enumerate(rows):
                 row.append(self.up(PLAIN, self.identities[n], seed=n).images[0])

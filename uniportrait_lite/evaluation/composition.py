@@ -25,6 +25,7 @@ from uniportrait_lite.evaluation.witnesses import Witnesses
 from uniportrait_lite.folders import data_folder, prompts_file
 from uniportrait_lite.image_prompt import clip_view
 from uniportrait_lite.pictures import save_picture
+from uniportrait_lite.quiet import no_advice
 from uniportrait_lite.toyworld.factors import STYLES
 from uniportrait_lite.toyworld.pretrain.record import hardware
 from uniportrait_lite.toyworld.worlds import world
@@ -200,7 +201,8 @@ class Protocol:
             people = self.identities(up)
             plain = [up(PLAIN, people[n], seed=n).images[0] for n in tqdm(known, unit="picture", desc=f"before {way}")]
             if way == "style LoRA":
-                up.pipe.load_lora_weights(str(lora.parent), weight_name=lora.name, adapter_name="look")
+                with no_advice():
+                    up.pipe.load_lora_weights(str(lora.parent), weight_name=lora.name, adapter_name="look")
             elif way == "another base":
                 up.detach()
                 up = UniPortrait.attach(pipeline(other_base), self.folder / "uniportrait")
