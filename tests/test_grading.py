@@ -4,6 +4,7 @@ import csv
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -47,7 +48,10 @@ NAMED = [name for name in notebooks.names_in() if exercises.exercises_of(noteboo
 
 def nbgrader(course, *arguments):
     """nbgrader's own command line, in a course; nothing of the user's settings is read."""
-    settings = os.environ | {"JUPYTER_CONFIG_DIR": str(course / "settings"), "JUPYTER_NO_CONFIG": "1"}
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # nbgrader calls alembic
+    settings = os.environ | {
+        "JUPYTER_CONFIG_DIR": str(course / "settings"), "JUPYTER_NO_CONFIG": "1", "PATH": programs
+    }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "nbgrader", *arguments], cwd=course, env=settings, capture_output=True, text=True
     )

@@ -41,7 +41,8 @@ MAY_IMPORT = {
     **{room: set(LEAVES[:k]) for k, room in enumerate(LEAVES)},
     **{room: {*LEAVES, *METHOD[:k]} for k, room in enumerate(METHOD)},
     "provenance": {"__init__"},  # the version
-    "toyworld": {*LEAVES, "backbone"},  # its recogniser's recipe trains the backbone
+    # its recipes train the backbone, an IP-Adapter of the method's own attention, a LoRA
+    "toyworld": {*LEAVES, "backbone", "image_prompt", "attention", "lora", "features", "official"},
     "compose": {*LEAVES, *METHOD},
     "evaluation": {
         *LEAVES,
@@ -54,7 +55,7 @@ MAY_IMPORT = {
     "learn": {*LEAVES, *METHOD, "toyworld", "doctor"},
     "demo": {*LEAVES, *METHOD, "evaluation", "__init__"},
     "weights": {*LEAVES, "toyworld", "training"},
-    "gallery": {*LEAVES, *METHOD, "toyworld", "evaluation", "__init__"},
+    "gallery": {*LEAVES, *METHOD, "toyworld", "evaluation", "compose", "__init__"},
     "doctor": {*LEAVES, "__init__"},  # speaks where the rest cannot be imported
     "rehearsal": {*LEAVES, *METHOD, "toyworld"},
     "cli": {

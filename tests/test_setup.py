@@ -108,7 +108,7 @@ def test_an_unknown_profile_is_refused_with_those_there_are():
 def test_a_cell_that_runs_before_those_above_it_says_so(tmp_path):
     notebook = nbformat.v4.new_notebook()
     notebook.cells = [nbformat.v4.new_code_cell(text) for text in (CELL, "people['ann']")]
-    with pytest.raises(CellExecutionError, match="NameError: name 'people' is not defined"):
+    with pytest.raises(CellExecutionError, match="name 'people' is not defined"):
         notebooks.execute(notebook, ROOT / "notebooks")
     (error,) = notebook.cells[1].outputs
     assert error.ename == "NameError" and setup.ABOVE in "".join(error.traceback)

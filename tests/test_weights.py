@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from uniportrait_lite import cli, load, weights
 from uniportrait_lite.errors import ConfigError, WeightsError
 from uniportrait_lite.folders import data_folder
-from uniportrait_lite.toyworld import Person, splits
+from uniportrait_lite.toyworld import Person, pretrain, splits
 from uniportrait_lite.toyworld.pretrain import data, flags, latents
 from uniportrait_lite.toyworld.worlds import world, world_file
 
@@ -58,13 +58,13 @@ def mine(tmp_path, monkeypatch) -> Path:
 def test_one_command_trains_a_world_of_ones_own_from_nothing(mine, capsys):
     assert cli.main(["weights", "--profile", "./mine"]) == 0
     records = {path.name.split(".")[0]: json.loads(path.read_text()) for path in mine.rglob("*.recipe.json")}
-    assert set(records) == set(weights.SHARES) - {"style"} and all(record["steps"] == 2 for record in records.values())
+    parts = set(weights.SHARES) - set(pretrain.TOY)
+    assert set(records) == parts and all(record["steps"] == 2 for record in records.values())
     assert all(0 <= line["waiting"] <= 1 for record in records.values() for line in record["curve"] if "loss" in line)
     assert all(f"| `python -m uniportrait_lite {verb} {name}" in (mine / "README.md").read_text()
                for name in records for verb in [("train" if name in weights.STAGES else "pretrain")])  # fmt: skip
-    assert not (mine.parent / "data").exists() and {p.name for p in (mine.parent / "runs" / "mine").iterdir()} == {
-        *weights.SHARES
-    }
+    assert not (mine.parent / "data").exists()
+    assert {path.name for path in (mine.parent / "runs" / "mine").iterdir()} == parts
     up = load("./mine", device="cpu")
     assert up.unet.config.block_out_channels == [16, 32] and up.pipe.vae.config.latent_channels == 4
     ControlNetModel.from_pretrained(mine / "controlnet" / "pose")
@@ -83,8 +83,10 @@ def test_one_command_trains_a_world_of_ones_own_from_nothing(mine, capsys):
 
 def test_hours_are_shared_out_among_the_parts(mine):
     parts = weights.plan("./mine", hours=10)
-    assert list(parts) == list(weights.SHARES) and sum(weights.SHARES.values()) == pytest.approx(1)
-    assert parts["unet"].keywords == {"steps": None, "hours": pytest.approx(4.2)}
+    assert list(weights.plan("tiny", hours=10)) == list(weights.SHARES)
+    assert list(parts) == [name for name in weights.SHARES if name not in pretrain.TOY]
+    assert sum(weights.SHARES.values()) == pytest.approx(1)
+    assert parts["unet"].keywords == {"steps": None, "hours": pytest.approx(3.9)}
     (single,) = parts["single_id"].args
     assert single.steps is None and single.hours == pytest.approx(1.4) and single.portraits == 40
     assert weights.plan("./mine", None)["unet"].keywords == {}

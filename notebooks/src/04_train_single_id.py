@@ -29,8 +29,7 @@ from uniportrait_lite.id_embedding import StructureDrop
 from uniportrait_lite.id_routing import box_masks
 from uniportrait_lite.learn import diagrams, viz
 from uniportrait_lite.learn.checks import train_single_id as checks
-from uniportrait_lite.learn.progress import progress
-from uniportrait_lite.learn.runs import watch
+from uniportrait_lite.learn.runs import progress, watch
 from uniportrait_lite.learn.source import show_source
 from uniportrait_lite.lora import lora_parameters
 from uniportrait_lite.toyworld import Person, portrait
@@ -672,7 +671,7 @@ print("the shipped weights had more than ten times the steps:", earlier + recipe
 #
 # To know what a part brings, train without it, everything else the same. That takes four trainings of 20 minutes, so it
 # was done beforehand, by `python -m uniportrait_lite train single_id` with the flags in the table and 1,200 steps;
-# [docs/experiments.md](../docs/experiments.md) has the whole commands, and is where the cell reads its table. s is the
+# `docs/experiments.md` has the whole commands, and is where the cell reads its table. s is the
 # similarity between that of strangers (0) and that of real pictures (1), with its 95% interval; "followed" is the share
 # of what the prompts ask for.
 
