@@ -355,7 +355,7 @@ def test_conditions_of_any_size_and_mode_and_more_or_fewer_figures_than_people_a
         draw([ann], None)
 
 
-def test_a_lora_that_fits_nothing_changes_nothing_and_detaching_leaves_others(up, tmp_path, caplog):
+def test_a_lora_that_fits_nothing_is_an_error_of_the_libraries_and_changes_nothing(up, tmp_path):
     ann = up.identity(FACES / "ann.png")
 
     def draw() -> np.ndarray:

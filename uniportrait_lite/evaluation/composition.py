@@ -34,7 +34,6 @@ TOOLS = {"none": (), "pose": ("pose",), "edges": ("edges",), "pose and edges": (
 LOOKS = {"image prompt": None, "style transfer": None, "style LoRA": "glass.py", "another base": "dusk.py"}  # drawn by
 PLAIN = "a person"
 IMAGE_SCALE = 0.6  # of image prompts here
-LOOKS_FOLDER = data_folder("tiny").parent / "looks"
 ASKED = ("place", "style")  # prompts of data/prompts/identity.json
 _DESCRIPTION = """\
 Draws people whom no network was trained on, each with conditions taken from a scene of somebody else, with and without
@@ -188,7 +187,7 @@ class Protocol:
         needed = {"image prompt": adapter, "style LoRA": lora, "another base": other_base / "model_index.json"}.get(way)
         if needed is not None and not needed.is_file():
             raise WeightsError(f"there is no {needed}")
-        artist = self.witnesses.world if LOOKS[way] is None else world(str(LOOKS_FOLDER / LOOKS[way]))
+        artist = self.witnesses.world if LOOKS[way] is None else world(str(data_folder().parent / "looks" / LOOKS[way]))
         known, shown = range(len(self.people)), []
         for n in known:
             style = STYLES[1:][n % 5] if LOOKS[way] is None else "photo"
