@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from uniportrait_lite.errors import ConfigError
-from uniportrait_lite.folders import data_folder
 from uniportrait_lite.toyworld import Person, portrait
 from uniportrait_lite.toyworld.pretrain import clip, data, noisy, run, vae
 from uniportrait_lite.toyworld.pretrain.latents import encoder_digest, load_latents
@@ -77,7 +76,6 @@ def test_weights_are_stored_in_half_precision(stack):
 
 
 def test_scenes_on_disk_are_the_scenes_drawn(stack):
-    from uniportrait_lite.toyworld import Person, portrait
 
     scenes = stack[3]
     drawn = portrait(Person.random(int(scenes.person[7, 0])), seed=7)
@@ -138,18 +136,6 @@ def test_timesteps_cover_the_schedule_and_prefer_what_they_are_named_by():
 def test_edges_tell_a_blurred_picture_from_a_sharp_one():
     sharp = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     assert vae.edge_difference(sharp, sharp) == 0 < vae.edge_difference(sharp, sharp.mean() + 0 * sharp)
-
-
-def test_a_recogniser_sees_the_difference_between_faces_and_passes_its_gradient_on():
-    seen = vae.FeatureDifference(data_folder("tiny") / "recogniser")
-    faces = vae.to_pixels(np.stack([portrait(Person.random(k), seed=0).pixels[28:92, 32:96] for k in range(4)]))
-    with torch.no_grad():
-        assert seen(faces, faces) == 0
-        assert 0 < 3 * seen(faces, 0.98 * faces) < seen(faces, faces.roll(1, 0))
-    restored = faces.roll(1, 0).requires_grad_()
-    seen.train()(restored, faces).backward()
-    assert restored.grad.abs().sum() > 0 and not seen.recogniser.training
-    assert not any(p.requires_grad for p in seen.parameters())
 
 
 def test_a_decoder_alone_learns_beside_an_encoder_that_stays(stack, tmp_path):

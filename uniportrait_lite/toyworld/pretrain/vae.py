@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from uniportrait_lite.backbone import IRResNet
 from uniportrait_lite.loop import LoopConfig, train
 from uniportrait_lite.toyworld.pretrain.data import load_scenes
 from uniportrait_lite.toyworld.pretrain.record import depends, record, save_half
+from uniportrait_lite.toyworld.pretrain.seen import FeatureDifference
 
 CROP = 64
 
@@ -86,33 +86,6 @@ def edge_difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return F.l1_loss(a.diff(dim=-1), b.diff(dim=-1)) + F.l1_loss(a.diff(dim=-2), b.diff(dim=-2))
 
 
-class FeatureDifference(nn.Module):
-    """How differently a frozen recogniser sees crops (B,3,h,w) in [-1,1] and the same restored.
-
-    As LPIPS (Zhang et al. 2018), without its learned weights: at each place of a stage's maps the squared distance of
-    the two feature vectors, each scaled to length one; the mean over places, summed over the first three stages. The
-    last stage knows who it is and no longer where.
-    """
-
-    def __init__(self, folder: str):
-        super().__init__()
-        self.recogniser = IRResNet.from_pretrained(folder).requires_grad_(False).eval()
-
-    def train(self, mode: bool = True):
-        """Stays as it is: the recogniser's norms are frozen with it."""
-        return self
-
-    def forward(self, restored: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            known = self._maps(pixels)
-        return sum((a - b).square().sum(1).mean() for a, b in zip(self._maps(restored), known, strict=True))
-
-    def _maps(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        size = (self.recogniser.config.input_size,) * 2  # a face is then about as large as those that it knows
-        large = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
-        return [F.normalize(x.float(), dim=1) for x in self.recogniser.features(large)[:3]]
-
-
 def run(**overrides) -> dict:
     """Trains, writes `folder`, returns the metrics."""
     config = VAEConfig(**overrides)
@@ -152,7 +125,7 @@ def run(**overrides) -> dict:
         l1, edges = F.l1_loss(restored, pixels), edge_difference(restored, pixels)
         parts = {"l1": l1, "edges": edges, "kl": kl}
         if seen is not None:
-            parts["perceptual"] = seen.to(pixels.device)(restored, pixels)
+            parts["perceptual"] = seen.to(pixels.device)(restored, pixels).mean()
         total = l1 + config.edges * edges + config.kl * kl + config.perceptual * parts.get("perceptual", 0.0)
         return {"loss": total, **parts}
 
