@@ -225,6 +225,12 @@ def test_decoded_pictures_are_the_autoencoders(pipe):
     found = np.stack([np.asarray(image, np.float32) for image in decoded(pipe.vae, pictures, 2)])
     assert np.abs((expected.clamp(-1, 1).permute(0, 2, 3, 1).numpy() + 1) * 127.5 - found).max() <= 1
 
+    def noised(share: float) -> np.ndarray:
+        return np.stack([np.asarray(image, np.float32) for image in decoded(pipe.vae, pictures, 2, share)])
+
+    assert np.array_equal(noised(0.3), noised(0.3))
+    assert 0 < np.abs(noised(0.01) - found).mean() < np.abs(noised(0.3) - found).mean()
+
 
 def seen(degrees: list[float | None], asked: list[dict]) -> Seen:
     """What an all-knowing reader and a judge that sees angles say."""

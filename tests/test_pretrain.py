@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -59,6 +60,26 @@ def test_clip_loads_with_both_towers_and_its_processor(stack):
     with torch.no_grad():
         out = model(input_ids=tokens, pixel_values=pixels)
     assert pixels.shape == (1, 3, 224, 224) and out.logits_per_image.shape == (1, 1)
+
+
+def test_training_noises_latents_by_their_own_deviation(stack):
+    """A scale of the latents changes nothing, so an encoder gains nothing by making them large."""
+    from diffusers import AutoencoderKL
+
+    small = AutoencoderKL.from_pretrained(stack[1] / "sd" / "vae", torch_dtype=torch.float32)
+    seen = []
+    small.decode = lambda latents: seen.append(latents) or SimpleNamespace(sample=latents)
+    pixels = torch.rand(4, 3, 64, 64, generator=torch.manual_seed(0)) * 2 - 1
+    for noise in (0.0, 0.5, 0.5):
+        if len(seen) == 2:  # the same latents, ten times as large
+            for layer in (small.quant_conv.weight, small.quant_conv.bias):
+                layer.data[: layer.shape[0] // 2] *= 10
+        torch.manual_seed(1)
+        small.quant_conv.bias.data[small.quant_conv.bias.shape[0] // 2 :] = -60  # next to no noise of its own
+        vae.Reconstruct(small, noise)(pixels)
+    clean, noised, large = seen
+    assert 0.1 * clean.std() < (noised - clean).std() < 0.5 * clean.std()
+    torch.testing.assert_close(large, 10 * noised, rtol=1e-3, atol=1e-3)
 
 
 def test_what_was_run_stands_beside_the_weights(stack):

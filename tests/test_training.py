@@ -43,7 +43,7 @@ CHUNK = 20  # scenes: five people in four portraits each
 
 # What a process of its own runs: the command, on a world of that size.
 SCRIPT = f"""
-import os, pathlib, signal, sys, torch
+import json, os, pathlib, signal, sys, torch
 torch.set_num_threads(1)
 from uniportrait_lite.toyworld.pretrain import data, latents
 data.CACHE = latents.CACHE = pathlib.Path(os.environ["CACHE"])
@@ -57,7 +57,13 @@ def killed_at_its_step(self, step, generator):
         os.kill(os.getpid(), signal.SIGKILL)
     return draw(self, step, generator)
 batches.Batches.__call__ = killed_at_its_step
-(multi_id if os.environ.get("STAGE") == "multi_id" else single_id).main(sys.argv[1:])
+if __name__ != "__main__":  # a process that draws for this one
+    pass
+elif os.environ.get("STAGE") == "unet":
+    from uniportrait_lite.toyworld.pretrain import run
+    run("unet", **json.loads(sys.argv[1]))
+else:
+    (multi_id if os.environ.get("STAGE") == "multi_id" else single_id).main(sys.argv[1:])
 """
 
 
@@ -335,6 +341,32 @@ def test_how_faces_look_counts_by_its_weight_and_is_nothing_where_the_prediction
     assert seen.seen(clean, batch.latents, batch.boxes[:, 0], alphas) < 1e-6
 
 
+def test_faces_that_the_model_draws_from_noise_count_by_their_weight(place):
+    plain, batches = batches_of(quick())
+    own, _ = batches_of(quick("--own-weight", "2", "--no-face", "0"))
+    batch = replace(draw(batches), active=torch.ones(4, dtype=torch.bool))
+    torch.manual_seed(0)
+    expected = plain(batch)["loss"]
+    torch.manual_seed(0)
+    found = own(batch)
+    assert 0 < found["own"] < 2
+    torch.testing.assert_close(found["loss"], expected + 2 * found["own"])
+    found["own"].backward()
+    assert all(p.grad is None for p in own.own.parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in own.id_embedding.parameters())
+    assert own(replace(batch, active=torch.zeros(4, dtype=torch.bool)))["own"] == 0  # nobody is to be drawn
+
+
+def test_a_picture_that_shows_the_people_asked_for_has_nothing_to_learn_from(place, monkeypatch):
+    """Whoever stands where: faces are matched with people one to one."""
+    model, batches = batches_of(quick("--own-weight", "1"))
+    batch = replace(draw(batches), active=torch.ones(4, dtype=torch.bool))
+    monkeypatch.setattr(model.own, "_drawn", lambda model, batch: batch.latents)
+    assert model.own(model, batch) == pytest.approx(0, abs=1e-5)
+    monkeypatch.setattr(model.own, "_drawn", lambda model, batch: batch.latents.roll(1, 0))
+    assert model.own(model, batch) > 0.01
+
+
 def test_fast_attention_gives_the_same_sums(monkeypatch):
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, length, 8, dtype=torch.bfloat16) for length in (5, 7, 7))
@@ -530,6 +562,25 @@ def test_the_base_models_text_encoder_begins_as_clips_and_learns_along(place, st
         assert all(torch.equal(x, weights[1][name]) for name, x in weights[0].items()) == (part == "vae")
 
 
+def test_two_processes_train_the_base_model_together(place, stack):
+    (place / "script.py").write_text(SCRIPT)
+    for part in ("vae", "tokenizer"):
+        shutil.copytree(stack / "tiny" / "sd" / part, place / "tiny" / "sd" / part)
+    shutil.copytree(stack / "tiny" / "clip", place / "tiny" / "clip")
+    settings = {"portraits": 20, "groups": 20, "batch": 2, "widths": (16, 32), "head_width": 16, "precision": "fp32"}
+    settings |= {"steps": 2, "evaluate_every": 9, "folder": str(place / "tiny" / "sd")}
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "script.py"]
+    subprocess.run(
+        [sys.executable, *launch, json.dumps(settings | {"out": "two"})],
+        env=environment(stack) | {"STAGE": "unet"},
+        check=True,
+        timeout=600,
+    )
+    unet.run(out="one", **settings)
+    two, one = (torch.load(place / run / "checkpoint.pt", weights_only=True)["parameters"] for run in ("two", "one"))
+    assert two.keys() == one.keys() and any(not torch.equal(two[name], one[name]) for name in one)
+
+
 # --- the multi-ID stage -----------------------------------------------------------------------------------------------
 GROUPS = ["--groups", "20", "--batch", "4", "--precision", "fp32", "--out", "out", "--samples-every", "1000"]
 
@@ -674,6 +725,31 @@ def test_the_routers_learn_from_both_losses_and_the_frozen_parts_do_not(single):
         assert trained and all(".router." in name or "lora_" in name for name in trained)
         norms = {name: float(p.grad.norm()) for name, p in trained.items() if "lora_A" not in name}
         assert all(norms.values()), [name for name, norm in norms.items() if not norm]
+
+
+def test_the_second_stage_may_see_faces_too(single):
+    model, batches = groups_of(multi(single, "--seen-weight", "2"))
+    found = model(batches(0, torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(found["loss"], found["diffusion"] + 2 * found["seen"] + 0.1 * found["route"])
+    found["seen"].backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for n, p in model.named_parameters() if "router" in n)
+
+
+def test_the_second_stage_may_draw_pictures_of_its_own_in_which_anybody_may_stand_anywhere(single, monkeypatch):
+    model, batches = groups_of(multi(single, "--own-weight", "2", "--no-face", "0", "--no-caption", "0"))
+    batch = batches(0, torch.Generator().manual_seed(0))
+    found = model.train()(batch)
+    torch.testing.assert_close(found["loss"], found["diffusion"] + 2 * found["own"] + 0.1 * found["route"])
+    found["own"].backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for n, p in model.named_parameters() if "router" in n)
+    monkeypatch.setattr(model.own, "_drawn", lambda model, batch: batch.latents)
+    order = torch.arange(batch.boxes.shape[1]).roll(1)
+    others = replace(batch, boxes=batch.boxes[:, order])
+    assert (
+        model.own(model, others)
+        == pytest.approx(float(model.own(model, batch)), abs=1e-5)
+        == pytest.approx(0, abs=1e-5)
+    )
 
 
 def test_the_routing_loss_alone_teaches_the_routers_where_faces_are(single):

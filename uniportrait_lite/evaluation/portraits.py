@@ -121,11 +121,18 @@ def _draw(
 
 
 @torch.no_grad()
-def decoded(vae: AutoencoderKL, images: Sequence[Image.Image], batch: int) -> list[Image.Image]:
-    """The pictures encoded and decoded by a pipeline's autoencoder: the best that its latents can hold."""
-    processor, found = VaeImageProcessor(), []
+def decoded(vae: AutoencoderKL, images: Sequence[Image.Image], batch: int, noise: float = 0.0) -> list[Image.Image]:
+    """The pictures encoded and decoded by a pipeline's autoencoder: the best that its latents can hold.
+
+    With `noise`, a deviation in shares of that of the latents, between the two: the same noise for the same pictures.
+    """
+    processor, found, generator = VaeImageProcessor(), [], torch.Generator().manual_seed(0)
     for start in range(0, len(images), batch):
         pixels = processor.preprocess(list(images[start : start + batch])).to(vae.device, vae.dtype)
-        restored = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
+        latents = vae.encode(pixels).latent_dist.mode()
+        if noise:
+            drawn = torch.randn(latents.shape, generator=generator).to(latents)
+            latents = latents + noise / vae.config.scaling_factor * drawn
+        restored = vae.decode(latents).sample
         found += processor.postprocess(restored, output_type="pil")
     return found

@@ -100,7 +100,11 @@ def detection(lab: Lab) -> list[Figure]:
 
 
 def decoding(lab: Lab) -> list[Figure]:
-    """Portraits, then trios: (decoded picture to another real scene) / (the picture itself to that scene)."""
+    """Portraits, then trios: (decoded picture to another real scene) / (the picture itself to that scene).
+
+    Then portraits whose latents were noised in between: what goes with little noise hardly moves the latents, and a
+    U-Net must be the more exact to draw it.
+    """
     vae, figures, shown_pairs = autoencoder(lab.folder / "sd"), [], []
     for name, size, usual in (("portraits", 1, 300), ("three people", 3, 100)):
         people = lab.people(1000 + 1000 * size, size * lab.count(usual))
@@ -119,6 +123,11 @@ def decoding(lab: Lab) -> list[Figure]:
             Figure(f"vae: identity kept, {name}", float(kept / real), "at least 0.9", of),
             Figure(f"vae: real pairs, {name}", float(real), None, f"mean cosine, {of}"),
         ]
+        for noise in (0.2, 0.5) if size == 1 else ():
+            again = decoded(vae, [scene.image for scene in first], lab.batch, noise)
+            alike = lab.witnesses.embed_at(np.stack([np.asarray(image) for image in again]), landmarks)
+            share = float((alike * other).sum(1).mean() / real)
+            figures.append(Figure(f"vae: identity kept, latents noised by {noise}", share, None, of))
         shown_pairs += [
             [(scene.image, "real"), (image, "decoded")] for scene, image in zip(first[:6], restored, strict=False)
         ]

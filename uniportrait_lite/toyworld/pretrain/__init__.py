@@ -7,6 +7,7 @@ from uniportrait_lite.errors import ConfigError
 
 # In the order in which they need each other.
 NAMES = ("recogniser", "vae", "clip", "judge", "reader", "detector", "unet", "pose", "edges", "image", "style")
+SEVERAL = ("unet",)  # what a launcher may start in several processes, each with its own batches
 TOY = ("style",)  # what teaches a look of the toy world, and no world of one's own
 
 
@@ -17,8 +18,11 @@ def run(name: str, profile: str = "tiny", **overrides) -> dict:
     settings, and what `overrides` has in place of both. A folder's networks are written into it, its runs go to
     `runs/NAME`, its pictures are those of its `world.py` where it has one.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ConfigError("the recipes run in one process: start them without a launcher (the stages take several)")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and name not in SEVERAL:
+        raise ConfigError(
+            f"this recipe runs in one process: start it without a launcher ({', '.join(SEVERAL)} and the stages take "
+            "several)"
+        )
     if name == "all":
         return {each: run(each, profile, **overrides) for each in NAMES if profile == "tiny" or each not in TOY}
     if name not in NAMES:

@@ -35,9 +35,16 @@ class FeatureDifference(nn.Module):
             known = self._maps(pixels)
         return sum((a - b).square().sum(1).mean((1, 2)) for a, b in zip(self._maps(restored), known, strict=True))
 
-    def _maps(self, pixels: Tensor) -> list[Tensor]:
+    def who(self, pixels: Tensor) -> Tensor:
+        """The recogniser's embeddings (B,D) of crops, of length one."""
+        return F.normalize(self.recogniser(self._resized(pixels)).float(), dim=1)
+
+    def _resized(self, pixels: Tensor) -> Tensor:
         size = (self.recogniser.config.input_size,) * 2  # a face is then about as large as those that it knows
-        maps = self.recogniser.features(F.interpolate(pixels, size=size, mode="bilinear", align_corners=False))
+        return F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
+
+    def _maps(self, pixels: Tensor) -> list[Tensor]:
+        maps = self.recogniser.features(self._resized(pixels))
         seen = [F.normalize(x.float(), dim=1) for x in maps[:3]]
         if self.identity:
             seen.append(F.normalize(self.recogniser.head(maps[3]).float(), dim=1)[..., None, None])
@@ -70,13 +77,13 @@ class FaceDifference(nn.Module):
         rows = (share > 0.25).nonzero()[: self.most, 0]
         if not len(rows):
             return predicted.sum() * 0
-        faces = [_around(x[rows], boxes[rows]) for x in (predicted, clean)]
         with torch.no_grad():
-            real = self._decode(faces[1])
-        return (self.difference(self._decode(faces[0]), real) * share[rows]).sum() / self.most
+            real = self.faces(clean[rows], boxes[rows])
+        return (self.difference(self.faces(predicted[rows], boxes[rows]), real) * share[rows]).sum() / self.most
 
-    def _decode(self, latents: Tensor) -> Tensor:
-        return self.vae.decode(latents / self.vae.config.scaling_factor).sample.float()
+    def faces(self, latents: Tensor, boxes: Tensor) -> Tensor:
+        """What the pictures with these latents (B,c,h,w) show around boxes (B,4): (B,3,64,64) in [-1,1]."""
+        return self.vae.decode(_around(latents, boxes) / self.vae.config.scaling_factor).sample.float()
 
 
 def predicted_clean(noisy: Tensor, predicted: Tensor, alphas: Tensor, kind: str) -> Tensor:

@@ -18,6 +18,7 @@ from uniportrait_lite.pictures import save_picture
 from uniportrait_lite.speed import fast_attention
 from uniportrait_lite.toyworld.pretrain.noisy import NoisyScenes
 from uniportrait_lite.toyworld.pretrain.record import depends, record, save_half
+from uniportrait_lite.toyworld.pretrain.seen import FaceDifference, predicted_clean
 
 PROMPTS = (
     "a woman with dark skin and a pink bob, smiling, wearing a green sweater, at the beach",
@@ -56,6 +57,8 @@ class UNetRecipe:
     no_caption: float = 0.1
     face_weight: float = 2.0  # of the loss inside the faces' boxes, which are a fifth of the picture
     feature_weight: float = 4.0  # of the loss around eyes, brows, nose and mouth, a tenth of it
+    seen_weight: float = 0.0  # of how differently a recogniser sees one face of each picture, as predicted and as it is
+    recogniser: str = "data/tiny/recogniser"  # that recogniser; the judge, which scores, is another
     precision: str = "bf16"
     seed: int = 2
     evaluate_every: int = 1500
@@ -117,33 +120,47 @@ class Denoise(nn.Module):
 
 def run(**overrides) -> dict:
     """Trains, completes the pipeline in `folder`, returns the metrics."""
+    from accelerate import PartialState
     from transformers import AutoTokenizer, CLIPTextModel
 
     config = UNetRecipe(**overrides)
     folder = Path(config.folder)
-    for part in ("vae", "tokenizer"):  # what a second base model shares with the one it begins with
-        if config.start_from and not (folder / part).exists():
-            shutil.copytree(Path(config.start_from) / part, folder / part)
+    state = PartialState(cpu=not torch.cuda.is_available())
+    with state.main_process_first():
+        for part in ("vae", "tokenizer"):  # what a second base model shares with the one it begins with
+            if config.start_from and not (folder / part).exists():
+                shutil.copytree(Path(config.start_from) / part, folder / part)
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     start = Path(config.start_from) if config.start_from else None
     text_from = start / "text_encoder" if start else folder.parent / "clip"
     text_encoder = CLIPTextModel.from_pretrained(text_from, dtype=torch.float32)
-    scenes = NoisyScenes(config, folder, tokenizer)
+    with state.main_process_first():  # one process draws and encodes, the others read
+        scenes = NoisyScenes(config, folder, tokenizer)
     unet = build(config, scenes.latents[0].shape[1], text_encoder.config.hidden_size)
     if start:
         unet = type(unet).from_pretrained(start / "unet", torch_dtype=torch.float32)
     model = Denoise(unet, text_encoder)
     noise_schedule = scheduler()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    seen = FaceDifference(folder / "vae", config.recogniser) if config.seen_weight else None
+    seen_by = [Path(config.recogniser) / "model.safetensors"]
+    device = state.device
 
     def batch(step, generator):
         return [x.to(device) for x in scenes(*scenes.draw(generator), generator)]
 
     def loss(module, data):
         clean, noise, timesteps, tokens = data[:4]
+        noisy = noise_schedule.add_noise(clean, noise, timesteps)
         with fast_attention():
-            predicted = module(noise_schedule.add_noise(clean, noise, timesteps), timesteps, tokens)
-        return scenes.loss(noise_schedule, predicted, data)
+            predicted = module(noisy, timesteps, tokens)
+        found = scenes.loss(noise_schedule, predicted, data)
+        if seen is not None:
+            alphas = noise_schedule.alphas_cumprod.to(device)[timesteps]
+            found["seen"] = seen.to(device)(
+                predicted_clean(noisy, predicted, alphas, "v_prediction"), clean, data[-1], alphas
+            )
+            found["loss"] = found["loss"] + config.seen_weight * found["seen"]
+        return found
 
     def look(module, step):
         images = sample(pipeline(module.unet, folder, module.text_encoder), list(PROMPTS), seed=0)
@@ -158,8 +175,10 @@ def run(**overrides) -> dict:
         loop, model, batch, loss, evaluate=look, evaluate_every=config.evaluate_every,
         no_muon=lambda name: any(part in name for part in ("conv_in", "conv_out", "time_emb", "embeddings")),
         rate=lambda name: config.text_rate if name.startswith("text_encoder") else 1.0,
-        depends_on=depends(config, *(folder / part for part in FROZEN)),
+        depends_on=depends(config, *(folder / part for part in FROZEN), *(seen_by if config.seen_weight else ())),
     )  # fmt: skip
+    if not state.is_main_process:
+        return {}
     pipe = pipeline(model.unet, folder, model.text_encoder)
     save_half(model.unet, folder / "unet")
     save_half(model.text_encoder, folder / "text_encoder")

@@ -36,8 +36,9 @@ class VAEConfig:
     cooldown: float = 0.7
     kl: float = 1e-5
     edges: float = 1.0  # weight of the difference of neighbouring pixels beside that of the pixels
-    perceptual: float = 0.15  # weight of the difference of a face recogniser's feature maps
+    perceptual: float = 0.3  # weight of the difference of a face recogniser's feature maps
     recogniser: str = "data/tiny/recogniser"  # that recogniser; the judge, which scores, is another
+    noise: float = 0.5  # up to so much of their deviation latents are noised by before they are decoded
     precision: str = "bf16"
     seed: int = 0
 
@@ -67,17 +68,25 @@ def build(config: VAEConfig):
 
 
 class Reconstruct(nn.Module):
-    """Crops (B,3,h,w) in [-1,1] -> reconstruction, KL divergence per latent number."""
+    """Crops (B,3,h,w) in [-1,1] -> reconstruction, KL divergence per latent number.
 
-    def __init__(self, vae):
+    Each crop's latents get noise of up to `noise` of the latents' deviation. What hardly moves the latents drowns in
+    it, as it will when the U-Net has to tell latents from noise: so the encoder learns to give the small things that
+    the loss is about, the colour of an eye, a larger share of the latents.
+    """
+
+    def __init__(self, vae, noise: float = 0.0):
         super().__init__()
-        self.vae = vae
+        self.vae, self.noise = vae, noise
 
     def forward(self, pixels):
         posterior = self.vae.encode(pixels).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
         latents = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
+        if self.noise:
+            share = self.noise * torch.rand(len(mean), 1, 1, 1, device=mean.device)
+            latents = latents + share * mean.std() * torch.randn_like(mean)
         return self.vae.decode(latents.to(pixels.dtype)).sample.float(), kl
 
 
@@ -99,7 +108,7 @@ def run(**overrides) -> dict:
     if config.decoder_only:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
-    model, seen = Reconstruct(vae), FeatureDifference(config.recogniser) if config.perceptual else None
+    model, seen = Reconstruct(vae, config.noise), FeatureDifference(config.recogniser) if config.perceptual else None
 
     def batch(step, generator):
         rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
