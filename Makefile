@@ -2,6 +2,8 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+# Notebooks run on one thread: sums then come in the same order wherever they are run again and compared.
+ONE_THREAD := OMP_NUM_THREADS=1
 INSTALLED := $(VENV)/.installed
 
 # The first Python that runs, is of a tested version, and can make an environment. PYTHON=... chooses another.
@@ -21,8 +23,8 @@ demo: $(INSTALLED) ## portraits of the people in data/faces -> outputs/portraits
 test: lint ## style, tests, and the notebooks run again and compared with what they show
 	$(BIN)/python -m pytest -q tests
 	@if ls notebooks/*.ipynb >/dev/null 2>&1; then \
-		echo "$(BIN)/python -m pytest -q --nbval --nbval-current-env notebooks"; \
-		$(BIN)/python -m pytest -q --nbval --nbval-current-env notebooks; fi
+		echo "$(ONE_THREAD) $(BIN)/python -m pytest -q --nbval --nbval-current-env notebooks"; \
+		$(ONE_THREAD) $(BIN)/python -m pytest -q --nbval --nbval-current-env notebooks; fi
 
 lint: $(INSTALLED) ## style alone
 	$(BIN)/python -m ruff check .
@@ -32,7 +34,7 @@ lab: $(INSTALLED) ## JupyterLab on the notebooks
 	$(BIN)/python -m jupyter lab notebooks
 
 notebooks: $(INSTALLED) ## make the notebooks from notebooks/src, run them, keep what they show
-	$(BIN)/python -m uniportrait_lite.learn.notebooks build
+	$(ONE_THREAD) $(BIN)/python -m uniportrait_lite.learn.notebooks build
 
 gallery: $(INSTALLED) ## draw the pictures of docs/gallery.md again
 	$(BIN)/python -m uniportrait_lite gallery --out docs

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.toyworld import Person, portrait
-from uniportrait_lite.toyworld.pretrain import clip, data, noisy, run, vae
+from uniportrait_lite.toyworld.pretrain import clip, data, image, noisy, record, run, vae
 from uniportrait_lite.toyworld.pretrain.latents import encoder_digest, load_latents
 
 
@@ -60,6 +60,21 @@ def test_clip_loads_with_both_towers_and_its_processor(stack):
     with torch.no_grad():
         out = model(input_ids=tokens, pixel_values=pixels)
     assert pixels.shape == (1, 3, 224, 224) and out.logits_per_image.shape == (1, 1)
+
+
+def test_faces_outlive_noise_in_the_shipped_latents():
+    """Noise of a fifth of the latents' deviation takes little away: what makes a face moves them by more than that."""
+    from diffusers import AutoencoderKL
+
+    shipped = AutoencoderKL.from_pretrained("data/tiny/sd/vae").eval()
+    pixels = vae.to_pixels(np.stack([portrait(Person.random(k), seed=k).pixels for k in range(8)]))
+    with torch.no_grad():
+        latents = shipped.encode(pixels).latent_dist.mean
+        noise = 0.2 / shipped.config.scaling_factor * torch.randn(latents.shape, generator=torch.manual_seed(0))
+        clean, noised = shipped.decode(latents).sample, shipped.decode(latents + noise).sample
+        lost, added = (clean - pixels).abs().mean(), (noised - clean).abs().mean()
+    assert latents.std() * shipped.config.scaling_factor == pytest.approx(1, abs=0.1)
+    assert added < 1.2 * lost, (added, lost)
 
 
 def test_training_noises_latents_by_their_own_deviation(stack):
@@ -169,6 +184,18 @@ def test_a_decoder_alone_learns_beside_an_encoder_that_stays(stack, tmp_path):
     assert json.loads((folder / "vae_decoder.recipe.json").read_text())["curve"][-1]["perceptual"] > 0
     config = [json.loads((f / "config.json").read_text()) for f in (first, folder)]
     assert config[0]["scaling_factor"] == config[1]["scaling_factor"]
+    shutil.copy(first / "vae.recipe.json", folder)
+    whole = run("vae", out=str(tmp_path / "whole"), folder=str(folder), start_from=str(folder), scenes=100, steps=1,
+                batch=4, perceptual=0.0)  # fmt: skip
+    assert [past["steps"] for past in whole["before"]] == [2, 2] and "decoder" in whole["before"][1]["recipe"]
+    assert sorted(path.name for path in folder.glob("*.recipe.json")) == ["vae.recipe.json"]
+
+
+def test_the_past_of_weights_is_kept_where_they_are_a_file(tmp_path):
+    record.record(tmp_path / "first", "image", image.ImageRecipe(), [{"step": 3, "seconds": 1.0}], {})
+    after = image.ImageRecipe(start_from=str(tmp_path / "first" / image.FILE))
+    again = record.record(tmp_path / "second", "image", after, [{"step": 2, "seconds": 1.0}], {})
+    assert [past["steps"] for past in again["before"]] == [3]
 
 
 def test_pictures_of_any_size_become_clip_input():

@@ -341,32 +341,6 @@ def test_how_faces_look_counts_by_its_weight_and_is_nothing_where_the_prediction
     assert seen.seen(clean, batch.latents, batch.boxes[:, 0], alphas) < 1e-6
 
 
-def test_faces_that_the_model_draws_from_noise_count_by_their_weight(place):
-    plain, batches = batches_of(quick())
-    own, _ = batches_of(quick("--own-weight", "2", "--no-face", "0"))
-    batch = replace(draw(batches), active=torch.ones(4, dtype=torch.bool))
-    torch.manual_seed(0)
-    expected = plain(batch)["loss"]
-    torch.manual_seed(0)
-    found = own(batch)
-    assert 0 < found["own"] < 2
-    torch.testing.assert_close(found["loss"], expected + 2 * found["own"])
-    found["own"].backward()
-    assert all(p.grad is None for p in own.own.parameters())
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in own.id_embedding.parameters())
-    assert own(replace(batch, active=torch.zeros(4, dtype=torch.bool)))["own"] == 0  # nobody is to be drawn
-
-
-def test_a_picture_that_shows_the_people_asked_for_has_nothing_to_learn_from(place, monkeypatch):
-    """Whoever stands where: faces are matched with people one to one."""
-    model, batches = batches_of(quick("--own-weight", "1"))
-    batch = replace(draw(batches), active=torch.ones(4, dtype=torch.bool))
-    monkeypatch.setattr(model.own, "_drawn", lambda model, batch: batch.latents)
-    assert model.own(model, batch) == pytest.approx(0, abs=1e-5)
-    monkeypatch.setattr(model.own, "_drawn", lambda model, batch: batch.latents.roll(1, 0))
-    assert model.own(model, batch) > 0.01
-
-
 def test_fast_attention_gives_the_same_sums(monkeypatch):
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, length, 8, dtype=torch.bfloat16) for length in (5, 7, 7))
@@ -733,23 +707,6 @@ def test_the_second_stage_may_see_faces_too(single):
     torch.testing.assert_close(found["loss"], found["diffusion"] + 2 * found["seen"] + 0.1 * found["route"])
     found["seen"].backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for n, p in model.named_parameters() if "router" in n)
-
-
-def test_the_second_stage_may_draw_pictures_of_its_own_in_which_anybody_may_stand_anywhere(single, monkeypatch):
-    model, batches = groups_of(multi(single, "--own-weight", "2", "--no-face", "0", "--no-caption", "0"))
-    batch = batches(0, torch.Generator().manual_seed(0))
-    found = model.train()(batch)
-    torch.testing.assert_close(found["loss"], found["diffusion"] + 2 * found["own"] + 0.1 * found["route"])
-    found["own"].backward()
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for n, p in model.named_parameters() if "router" in n)
-    monkeypatch.setattr(model.own, "_drawn", lambda model, batch: batch.latents)
-    order = torch.arange(batch.boxes.shape[1]).roll(1)
-    others = replace(batch, boxes=batch.boxes[:, order])
-    assert (
-        model.own(model, others)
-        == pytest.approx(float(model.own(model, batch)), abs=1e-5)
-        == pytest.approx(0, abs=1e-5)
-    )
 
 
 def test_the_routing_loss_alone_teaches_the_routers_where_faces_are(single):

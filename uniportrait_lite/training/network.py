@@ -17,7 +17,7 @@ from uniportrait_lite.backbone import IRResNet
 from uniportrait_lite.checkpoints import CallDefaults, UniPortraitConfig
 from uniportrait_lite.errors import ConfigError, WeightsError
 from uniportrait_lite.features import FaceFeatures, load_clip_vision
-from uniportrait_lite.id_embedding import IDEmbedding, IDEmbeddingConfig, StructureDrop
+from uniportrait_lite.id_embedding import IDEmbedding, IDEmbeddingConfig
 from uniportrait_lite.id_routing import LAMBDA, Routing, box_masks, routing_accuracy, routing_loss
 from uniportrait_lite.lora import SEVERAL, SINGLE, add_lora, lora_parameters
 from uniportrait_lite.quiet import no_progress_bars
@@ -27,8 +27,7 @@ from uniportrait_lite.toyworld.pretrain.latents import encoder_digest
 from uniportrait_lite.toyworld.pretrain.seen import FaceDifference, predicted_clean
 from uniportrait_lite.toyworld.scenes import MAX_PEOPLE
 from uniportrait_lite.toyworld.worlds import world_file
-from uniportrait_lite.training.data import Batch, tokenize, weights
-from uniportrait_lite.training.own_pictures import OwnPictures
+from uniportrait_lite.training.data import Batch, weights
 from uniportrait_lite.training.settings import SingleIDConfig, StageConfig
 from uniportrait_lite.training.store import digest
 
@@ -39,7 +38,7 @@ class SingleID(nn.Module):
     def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, scheduler: DDPMScheduler,
                  config: UniPortraitConfig, precision: str = "fp32", face_weight: float = 1.0,
                  feature_weight: float = 1.0, seen: FaceDifference | None = None,
-                 seen_weight: float = 0.0, own: OwnPictures | None = None, own_weight: float = 0.0):  # fmt: skip
+                 seen_weight: float = 0.0):  # fmt: skip
         super().__init__()
         unet.requires_grad_(False)
         text_encoder.requires_grad_(False)
@@ -47,7 +46,6 @@ class SingleID(nn.Module):
         self.config, self.bf16 = config, precision == "bf16"
         self.face_weight, self.feature_weight = face_weight, feature_weight
         self.seen, self.seen_weight = seen, seen_weight
-        self.own, self.own_weight = own, own_weight
         self.id_embedding = IDEmbedding(config.id_embedding)
         self.id_attention = attach_id_attention(unet)
         add_lora(unet, config.lora_rank, self.lora)
@@ -67,10 +65,10 @@ class SingleID(nn.Module):
         found = self.diffusion_loss(batch, routing=None)
         return {**found, "loss": self.total(found)}
 
-    def tokens(self, batch: Batch, drop: StructureDrop | None = None) -> Tensor:
-        """The ID tokens (B,N,16,D) of a batch; without `drop` one is drawn in training."""
-        features = (batch.intrinsic.flatten(0, 1), batch.structure.flatten(0, 1))
-        return self.id_embedding(*features, drop=drop).unflatten(0, batch.intrinsic.shape[:2])
+    def tokens(self, batch: Batch) -> Tensor:
+        """The ID tokens (B,N,16,D) of a batch."""
+        people = batch.intrinsic.shape[:2]
+        return self.id_embedding(batch.intrinsic.flatten(0, 1), batch.structure.flatten(0, 1)).unflatten(0, people)
 
     def diffusion_loss(self, batch: Batch, routing: Routing | None) -> dict[str, Tensor]:
         """The error of the U-Net's prediction, in the picture and in faces' boxes, and how else a face looks."""
@@ -99,14 +97,11 @@ class SingleID(nn.Module):
             alphas = self.scheduler.alphas_cumprod.to(batch.timesteps.device)[batch.timesteps]
             clean = predicted_clean(noisy, predicted, alphas, self.scheduler.config.prediction_type)
             found["seen"] = self.seen(clean, batch.latents, batch.boxes[:, 0], alphas)
-        if self.own is not None:
-            found["own"] = self.own(self, batch)
         return found
 
     def total(self, found: dict[str, Tensor]) -> Tensor:
         """What is minimised, of what `diffusion_loss` gives."""
-        weights = {"seen": self.seen_weight, "own": self.own_weight}
-        return found["loss"] + sum(weight * found[name] for name, weight in weights.items() if name in found)
+        return found["loss"] + self.seen_weight * found["seen"] if self.seen is not None else found["loss"]
 
     def _target(self, batch: Batch) -> Tensor:
         kind = self.scheduler.config.prediction_type
@@ -128,12 +123,10 @@ class MultiID(SingleID):
     def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, scheduler: DDPMScheduler,
                  config: UniPortraitConfig, tensors: Mapping[str, Tensor], precision: str = "fp32",
                  face_weight: float = 1.0, feature_weight: float = 1.0, seen: FaceDifference | None = None,
-                 seen_weight: float = 0.0, own: OwnPictures | None = None, own_weight: float = 0.0,
-                 route_weight: float = LAMBDA, soft: bool = False):  # fmt: skip
+                 seen_weight: float = 0.0, route_weight: float = LAMBDA, soft: bool = False):  # fmt: skip
         super().__init__(
-            unet, text_encoder, scheduler, config, precision, face_weight, feature_weight, seen, seen_weight, own,
-            own_weight,
-        )  # fmt: skip
+            unet, text_encoder, scheduler, config, precision, face_weight, feature_weight, seen, seen_weight
+        )
         self.route_weight, self.soft = route_weight, soft
         first = super().weights() | {f"lora.{name}": p for name, p in lora_parameters(unet, SEVERAL).items()}
         checkpoints.fill(first, tensors, origin="the single-ID weights")
@@ -152,9 +145,9 @@ class MultiID(SingleID):
         return checkpoints.multi_weights(self.id_attention, self.unet)
 
     @torch.no_grad()
-    def tokens(self, batch: Batch, drop: StructureDrop | None = None) -> Tensor:
+    def tokens(self, batch: Batch) -> Tensor:
         """The ID tokens (B,N,16,D) of a batch."""
-        return super().tokens(batch, drop)
+        return super().tokens(batch)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The loss, its parts, and where the routers are right.
@@ -221,15 +214,6 @@ class Stack:
 def faces_seen(config: StageConfig, stack: Stack) -> FaceDifference | None:
     """The loss on how predicted faces look, where the settings give it a weight."""
     return FaceDifference(stack.folders["vae"], stack.folders["backbone"]) if config.seen_weight else None
-
-
-def own_pictures(config: StageConfig, stack: Stack) -> OwnPictures | None:
-    """The loss on faces of pictures that the model draws itself, where the settings give it a weight."""
-    if not config.own_weight:
-        return None
-    faces = FaceDifference(stack.folders["vae"], stack.folders["backbone"])
-    no_text, nobody = tokenize(stack.tokenizer, [""]), stack.features.unconditional()
-    return OwnPictures(faces, stack.scheduler, no_text, nobody.structure)
 
 
 def method_config(config: SingleIDConfig, stack: Stack) -> UniPortraitConfig:

@@ -88,10 +88,6 @@ class StageConfig:
     seen_weight: float = setting(
         0.0, "weight of how differently a recogniser sees the predicted faces; 0 leaves it out (paper: none)"
     )
-    own_weight: float = setting(
-        0.0,
-        "weight of how far faces that the model draws from noise are from their people; 0 leaves it out (paper: none)",
-    )
     seed: int = setting(0, "of all that is drawn at random")
     log_every: int = setting(20, "steps")
     checkpoint_every: float = setting(120.0, "seconds")
@@ -108,9 +104,8 @@ class StageConfig:
         for name in ("face_weight", "feature_weight"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is above 0, not {getattr(self, name)}")
-        for name in ("seen_weight", "own_weight"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is not below 0: {getattr(self, name)}")
+        if self.seen_weight < 0:
+            raise ConfigError(f"seen_weight is not below 0: {self.seen_weight}")
         self.variant = "_".join(name for name, is_so in changed.items() if is_so)
         runs = "runs" if self.profile == "tiny" else f"runs/{Path(self.profile).resolve().name}"
         self.run_folder = self.run_folder or "_".join(filter(None, (f"{runs}/{stage}", self.variant)))

@@ -33,7 +33,8 @@ def record(folder: str | Path, name: str, config, history: list[dict], metrics: 
 
     It holds the command with the settings that differ from the recipe's own (`config`, its dataclass), steps, seconds,
     hardware, curve and metrics, and of a run that went on from weights, under `before`, the runs that made these.
-    `after` tells a second pass over the same weights from the first, whose record stays beside it.
+    `after` tells a second pass over the same weights from the first, whose record stays beside it until there is a new
+    first pass.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,9 +49,13 @@ def record(folder: str | Path, name: str, config, history: list[dict], metrics: 
         "hardware": hardware(),
         "metrics": metrics,
         "curve": history[::every],
-        "before": before(Path(start), Path(start) / folder.name, name=name) if start and not after else [],
+        "before": before(Path(start), Path(start) / folder.name, Path(start).parent, name=name)
+        if start and not after
+        else [],
     }
     write_json(folder / f"{name}{after}.recipe.json", report)
+    for past in folder.glob(f"{name}_*.recipe.json") if not after else ():
+        past.unlink()
     print(json.dumps(metrics))
     return report
 
@@ -60,10 +65,13 @@ def before(*places: Path, name: str) -> list[dict]:
 
     Of each: command, steps, seconds, hardware.
     """
-    for path in (place / f"{name}.recipe.json" for place in places):
-        if path.exists():
-            last = json.loads(path.read_text())
-            return [*last.get("before", []), {key: last[key] for key in ("recipe", "steps", "seconds", "hardware")}]
+    for place in (place for place in places if (place / f"{name}.recipe.json").exists()):
+        first, *passes = (
+            json.loads(path.read_text())
+            for path in [place / f"{name}.recipe.json", *sorted(place.glob(f"{name}_*.recipe.json"))]
+        )
+        runs = [{key: run[key] for key in ("recipe", "steps", "seconds", "hardware")} for run in (first, *passes)]
+        return [*first.get("before", []), *runs]
     return []
 
 

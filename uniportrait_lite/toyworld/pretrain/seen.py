@@ -35,16 +35,9 @@ class FeatureDifference(nn.Module):
             known = self._maps(pixels)
         return sum((a - b).square().sum(1).mean((1, 2)) for a, b in zip(self._maps(restored), known, strict=True))
 
-    def who(self, pixels: Tensor) -> Tensor:
-        """The recogniser's embeddings (B,D) of crops, of length one."""
-        return F.normalize(self.recogniser(self._resized(pixels)).float(), dim=1)
-
-    def _resized(self, pixels: Tensor) -> Tensor:
-        size = (self.recogniser.config.input_size,) * 2  # a face is then about as large as those that it knows
-        return F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
-
     def _maps(self, pixels: Tensor) -> list[Tensor]:
-        maps = self.recogniser.features(self._resized(pixels))
+        size = (self.recogniser.config.input_size,) * 2  # a face is then about as large as those that it knows
+        maps = self.recogniser.features(F.interpolate(pixels, size=size, mode="bilinear", align_corners=False))
         seen = [F.normalize(x.float(), dim=1) for x in maps[:3]]
         if self.identity:
             seen.append(F.normalize(self.recogniser.head(maps[3]).float(), dim=1)[..., None, None])
