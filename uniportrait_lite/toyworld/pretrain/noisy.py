@@ -33,8 +33,7 @@ class NoisyScenes:
         return kind, torch.randint(len(self.latents[kind]), (count,), generator=generator).numpy()
 
     def __call__(self, kind: int, indices: np.ndarray, generator: torch.Generator) -> list[Tensor]:
-        """Clean latents and noise (B,c,h,w), timesteps (B,), token ids (B,48), face and feature cells (B,h,w), and the
-        box (B,4) of one face of each, in shares of the picture."""
+        """Clean latents and noise (B,c,h,w), timesteps (B,), token ids (B,48), face and feature cells (B,h,w)."""
         scenes, count = self.sets[kind], len(indices)
         clean = torch.from_numpy(self.latents[kind][indices]).float()
         seeds = torch.randint(2**31, (count,), generator=generator).tolist()
@@ -44,9 +43,7 @@ class NoisyScenes:
         timesteps = draw_timesteps(count, generator, self.config.timesteps)
         faces = torch.from_numpy(face_cells(scenes.boxes[indices], clean.shape[-1]))
         features = torch.from_numpy(face_cells(feature_boxes(scenes.landmarks[indices]), clean.shape[-1]))
-        which = torch.randint(scenes.boxes.shape[1], (count,), generator=generator).numpy()
-        boxes = torch.from_numpy(scenes.boxes[indices, which] / np.float32([scenes.spec.width, 128] * 2))
-        return [clean, noise, timesteps, tokenise(self.tokenizer, texts), faces, features, boxes]
+        return [clean, noise, timesteps, tokenise(self.tokenizer, texts), faces, features]
 
     def _caption(self, scenes, index: int, seed: int, kind: float) -> str:
         """Half of them full ones: the more a caption says of a face, the more it teaches to draw faces."""
@@ -56,7 +53,7 @@ class NoisyScenes:
 
     def loss(self, schedule, predicted: Tensor, batch: list[Tensor]) -> dict[str, Tensor]:
         """The weighted error of v-prediction, and its means inside the faces and around their features."""
-        clean, noise, timesteps, _, faces, features, _ = batch
+        clean, noise, timesteps, _, faces, features = batch
         error = (predicted - schedule.get_velocity(clean, noise, timesteps)).square().mean(1)
         weight = 1 + (self.config.face_weight - 1) * faces
         weight = torch.where(features > 0, self.config.feature_weight, weight)

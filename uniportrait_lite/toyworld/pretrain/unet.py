@@ -18,7 +18,6 @@ from uniportrait_lite.pictures import save_picture
 from uniportrait_lite.speed import fast_attention
 from uniportrait_lite.toyworld.pretrain.noisy import NoisyScenes
 from uniportrait_lite.toyworld.pretrain.record import depends, record, save_half
-from uniportrait_lite.toyworld.pretrain.seen import FaceDifference, predicted_clean
 
 PROMPTS = (
     "a woman with dark skin and a pink bob, smiling, wearing a green sweater, at the beach",
@@ -57,8 +56,6 @@ class UNetRecipe:
     no_caption: float = 0.1
     face_weight: float = 2.0  # of the loss inside the faces' boxes, which are a fifth of the picture
     feature_weight: float = 4.0  # of the loss around eyes, brows, nose and mouth, a tenth of it
-    seen_weight: float = 0.0  # of how differently a recogniser sees one face of each picture, as predicted and as it is
-    recogniser: str = "data/tiny/recogniser"  # that recogniser; the judge, which scores, is another
     precision: str = "bf16"
     seed: int = 2
     evaluate_every: int = 1500
@@ -141,8 +138,6 @@ def run(**overrides) -> dict:
         unet = type(unet).from_pretrained(start / "unet", torch_dtype=torch.float32)
     model = Denoise(unet, text_encoder)
     noise_schedule = scheduler()
-    seen = FaceDifference(folder / "vae", config.recogniser) if config.seen_weight else None
-    seen_by = [Path(config.recogniser) / "model.safetensors"]
     device = state.device
 
     def batch(step, generator):
@@ -150,17 +145,9 @@ def run(**overrides) -> dict:
 
     def loss(module, data):
         clean, noise, timesteps, tokens = data[:4]
-        noisy = noise_schedule.add_noise(clean, noise, timesteps)
         with fast_attention():
-            predicted = module(noisy, timesteps, tokens)
-        found = scenes.loss(noise_schedule, predicted, data)
-        if seen is not None:
-            alphas = noise_schedule.alphas_cumprod.to(device)[timesteps]
-            found["seen"] = seen.to(device)(
-                predicted_clean(noisy, predicted, alphas, "v_prediction"), clean, data[-1], alphas
-            )
-            found["loss"] = found["loss"] + config.seen_weight * found["seen"]
-        return found
+            predicted = module(noise_schedule.add_noise(clean, noise, timesteps), timesteps, tokens)
+        return scenes.loss(noise_schedule, predicted, data)
 
     def look(module, step):
         images = sample(pipeline(module.unet, folder, module.text_encoder), list(PROMPTS), seed=0)
@@ -175,7 +162,7 @@ def run(**overrides) -> dict:
         loop, model, batch, loss, evaluate=look, evaluate_every=config.evaluate_every,
         no_muon=lambda name: any(part in name for part in ("conv_in", "conv_out", "time_emb", "embeddings")),
         rate=lambda name: config.text_rate if name.startswith("text_encoder") else 1.0,
-        depends_on=depends(config, *(folder / part for part in FROZEN), *(seen_by if config.seen_weight else ())),
+        depends_on=depends(config, *(folder / part for part in FROZEN)),
     )  # fmt: skip
     if not state.is_main_process:
         return {}
