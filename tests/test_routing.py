@@ -19,6 +19,7 @@ from uniportrait_lite.id_routing import (
     Routing,
     RoutingMaps,
     box_masks,
+    columns,
     gumbel,
     layer_size,
     one_hot,
@@ -262,6 +263,45 @@ def test_masks_take_the_routers_place_in_every_layer_and_step(up, people):
     everywhere = draw(up, people[:1], masks=[(0, 0, 32, 32)])
     plain = draw(up, people[:1])
     torch.testing.assert_close(everywhere.images, plain.images, atol=1e-4, rtol=1e-4)
+
+
+def test_people_keep_to_columns_at_first_and_then_the_routers_decide(up, people):
+    size = {"width": 48, "steps": 4, "routing": True}
+    free, half = draw(up, people[:3], **size), draw(up, people[:3], columns=0.5, **size)
+    owner = torch.tensor([0, 0, 1, 1, 2, 2])  # of a picture of 24 latents, each column 8, in layers of 12, 6, ...
+    for step, chosen in enumerate(half.routing.steps):
+        for name, psi in chosen.items():
+            inside = psi[0].argmax(0)[:, :: psi.shape[-1] // 6] if psi.shape[-1] >= 6 else None
+            if step < 2 and inside is not None:
+                assert (inside == owner).all(), (step, name)
+    assert (free.routing.routed, half.routing.routed) == (slice(0, None), slice(2, None))
+    routed = [torch.cat([psi.flatten() for psi in step.values()]) for step in half.routing.steps]
+    assert torch.equal(routed[0], routed[1]) and not torch.equal(routed[1], routed[2])
+    assert not torch.allclose(free.images, half.images, atol=1e-3)
+    assert torch.equal(draw(up, people[:3], columns=0.0, **size).images, free.images)
+    assert torch.equal(draw(up, people[:1], columns=0.5).images, draw(up, people[:1]).images)
+    masks = [(0, 0, 16, 32), (16, 0, 32, 32)]
+    assert torch.equal(*(draw(up, people[:2], masks=masks, columns=share).images for share in (0.0, 0.5)))
+    with up.using(*people[:3], columns=0.5):  # the same for a pipeline called by itself
+        arguments = {"num_inference_steps": 4, "guidance_scale": up.config.defaults.guidance, "output_type": "latent"}
+        noise = [torch.Generator().manual_seed(0)]
+        alone = up.pipe([PROMPT], generator=noise, width=48, height=32, **arguments).images
+    assert torch.equal(alone, half.images)
+    for wrong in (-0.1, 1.5):
+        with pytest.raises(ConfigError, match="columns"):
+            draw(up, people[:2], columns=wrong)
+
+
+def test_columns_are_of_one_width_and_cover_the_picture():
+    for count, width in ((2, 24), (3, 32), (5, 48)):
+        masks = columns(count, (4, width))
+        assert masks.shape == (1, count, 4, width) and (masks.sum(1) == 1).all()
+        wide = masks[0, :, 0].sum(1)
+        assert wide.max() - wide.min() <= 1 and (masks[0].argmax(0).diff(dim=1) >= 0).all()
+    routing = Routing((4, 24), columns=0.5)
+    assert routing.at(0.5, 2).masks is None and torch.equal(routing.at(0.49, 2).masks, columns(2, (4, 24)))
+    with pytest.raises(ConfigError, match="columns is a share"):
+        checkpoints.CallDefaults(columns=1.2)
 
 
 def test_masks_serve_several_people_before_the_second_stage(pipe, folder, tmp_path):

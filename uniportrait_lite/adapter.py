@@ -107,7 +107,8 @@ class UniPortrait:
         self._image_adapter = image_adapter
         self.routes = bool(routers(id_attention))  # whether several identities can be told apart without masks
         loras = (SINGLE, SEVERAL) if self.routes else (SINGLE,)
-        self.injection = Injection(self.unet, id_attention, loras, pipe.vae_scale_factor)
+        timesteps = pipe.scheduler.config.num_train_timesteps
+        self.injection = Injection(self.unet, id_attention, loras, pipe.vae_scale_factor, timesteps)
         self._encoders = encoders
         self._loading = threading.RLock()
 
@@ -240,7 +241,7 @@ class UniPortrait:
         """What a U-Net takes as `cross_attention_kwargs={"identities": ...}`: row 0 is nobody, row 1 the identities.
 
         For loops of your own: `conditions.rows(index)` makes it as many rows as your batch has. Several people also
-        need `dataclasses.replace(conditions, routing=Routing(size))`, with the size of the latents.
+        need `dataclasses.replace(conditions, routing=Routing(size, columns=...))`, with the size of the latents.
         """
         for identity in identities:
             if not isinstance(identity, Identity):
@@ -283,6 +284,7 @@ class UniPortrait:
         id_scale: float | None = None,
         structure_scale: float | None = None,
         masks: Sequence[Any] | None = None,
+        columns: float | None = None,
         image_prompt: Any = None,
         image_scale: float = 1.0,
         image_mask: Any = None,
@@ -293,7 +295,9 @@ class UniPortrait:
 
         Scales are from 0, and those of the weights where not given. `masks`: where each person may be, in the router's
         place: arrays or pictures of the picture's shape, or boxes (left, top, right, bottom) in pixels, one a person;
-        where several overlap they share, and what none covers shows nobody.
+        where several overlap they share, and what none covers shows nobody. Without masks, `columns` says for how large
+        a share of the denoising, from its start, each of several people keeps to a column of the picture, the first one
+        to the left; 0, the paper's way, lets the routers decide from the first step.
 
         `image_prompt`: a picture, or a list of some, that is read beside the text (IP-Adapter, see image_prompt.py):
         its style, its colours, what it shows. `image_scale` says how much, from 0, and `image_mask` where, as in
@@ -317,7 +321,10 @@ class UniPortrait:
         if image_prompt is None and image_mask is not None:
             raise ConfigError("image_mask says where an image prompt is heeded: give image_prompt, a picture")
         image = None if image_prompt is None else self._image_prompt(image_prompt, image_scale)
-        with self.injection.using(conditions, guided, masks, maps, image, image_mask):
+        columns = self._scale("columns", columns)
+        if columns > 1:
+            raise ConfigError(f"columns is a share of the denoising, from 0 to 1, not {columns}")
+        with self.injection.using(conditions, guided, masks, maps, image, image_mask, columns):
             yield self
 
     @torch.no_grad()
@@ -364,6 +371,7 @@ class UniPortrait:
         num_images: int = 1,
         negative_prompt: str | None = None,
         masks: Sequence[Any] | None = None,
+        columns: float | None = None,
         image_prompt: Any = None,
         image_scale: float = 1.0,
         image_mask: Any = None,
@@ -373,10 +381,10 @@ class UniPortrait:
     ) -> Any:
         """The pipeline's output (`.images`: PIL) for a prompt, or a list of them, with these people in it.
 
-        Several people each get a face of their own; `masks` say where (see `using`), else the routers find out. With
-        `routing` the output has their maps as `.routing` (`RoutingMaps`). Pictures of several people have the width
-        that the weights name for so many, unless `width`, `image` or `latents` say otherwise; for more people than that
-        a width has to be given.
+        Several people each get a face of their own; `masks` say where, else the routers find out, after steps in which
+        everyone keeps to a column (`columns`, see `using`). With `routing` the output has their maps as `.routing`
+        (`RoutingMaps`). Pictures of several people have the width that the weights name for so many, unless `width`,
+        `image` or `latents` say otherwise; for more people than that a width has to be given.
 
         `image_prompt` is a picture that is read beside the prompt, `image_scale` and `image_mask` how much and where.
 
@@ -431,7 +439,8 @@ class UniPortrait:
             raise ConfigError("routing maps come with the pipeline's output: leave return_dict as it is")
         maps = RoutingMaps() if routing else None
         shown = {"image_prompt": image_prompt, "image_scale": image_scale, "image_mask": image_mask}
-        with self.using(*people, id_scale=id_scale, structure_scale=structure_scale, masks=masks, maps=maps, **shown):
+        knobs = {"id_scale": id_scale, "structure_scale": structure_scale, "columns": columns}
+        with self.using(*people, masks=masks, maps=maps, **knobs, **shown):
             out = self.pipe(prompt=list(prompts), **arguments, **pipe_arguments)
         facts = {
             "negative_prompt": negative_prompt,
@@ -439,6 +448,7 @@ class UniPortrait:
             "guidance": arguments["guidance_scale"],
             "id_scale": self._scale("id_scale", id_scale),
             "structure_scale": self._scale("structure_scale", structure_scale),
+            "columns": self._scale("columns", columns) if len(people) > 1 and masks is None else None,
             "image_scale": None if image_prompt is None else image_scale,
             "people": len(people),
             "weights": self.weights if people else None,
@@ -455,8 +465,8 @@ class UniPortrait:
             def again(number: int, noise: int, regions: list[np.ndarray] | None) -> Image.Image:
                 return self(
                     prompts[number // num_images], people, seed=(first + number + noise * ANOTHER) % 2**32,
-                    steps=steps, guidance=guidance, id_scale=id_scale, structure_scale=structure_scale,
-                    negative_prompt=negative_prompt, masks=regions, **shown, **pipe_arguments,
+                    steps=steps, guidance=guidance, negative_prompt=negative_prompt, masks=regions,
+                    **knobs, **shown, **pipe_arguments,
                 ).images[0]  # fmt: skip
 
             look = functools.partial(self.assignment, identities=people)

@@ -35,18 +35,22 @@ CONFIG, MODEL, MULTI = "config.json", "model.safetensors", "multi_id.safetensors
 class CallDefaults:
     """What a call takes for the settings it does not name: those that these weights do best with.
 
-    `widths`: of a picture with one person, two, and so on, in pixels; none: always the pipeline's own.
+    `columns`: for how large a share of the denoising each of several people keeps to a column (see `Routing`; the paper
+    has none). `widths`: of a picture with one person, two, and so on, in pixels; none: always the pipeline's own.
     """
 
     steps: int = 20
     guidance: float = 4.0
     id_scale: float = 1.0
     structure_scale: float = 1.0
+    columns: float = 0.0
     widths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not all(isinstance(width, int) for width in self.widths):
             raise ConfigError(f"widths are whole numbers of pixels, not {self.widths}")
+        if not 0 <= self.columns <= 1:
+            raise ConfigError(f"columns is a share of the denoising, from 0 to 1, not {self.columns}")
         object.__setattr__(self, "widths", tuple(self.widths))  # JSON has lists
 
 

@@ -77,6 +77,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--structure-scale", type=float, help="how much of the reference's pose and fine structure comes along"
     )
     portrait.add_argument(
+        "--columns", type=float, help="share of the steps in which each of several people keeps to a column, 0 to 1"
+    )
+    portrait.add_argument(
         "--profile", default="tiny", help="tiny, sd15, or the folder of a profile of yours (default: tiny)"
     )
     _takes_parts(portrait)
@@ -161,7 +164,7 @@ def _portrait(args: argparse.Namespace, rest: list[str]) -> None:
     targets = [savable(target) for target in _targets(Path(args.out), args.num_images)]  # before minutes of drawing
     up = uniportrait_lite.load(args.profile, **_parts(args))
     people = [up.identity(pictures, face=args.which) for pictures in (args.face, *([other] for other in args.others))]
-    names = ("steps", "guidance", "id_scale", "structure_scale", "image_prompt", "image_scale")
+    names = ("steps", "guidance", "id_scale", "structure_scale", "columns", "image_prompt", "image_scale")
     knobs = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     out = up(args.prompt, people, seed=args.seed, num_images=args.num_images, distinct=args.distinct, **knobs)
     for image, target in zip(out.images, targets, strict=True):

@@ -58,7 +58,7 @@ def together(up: Any, judge: Any, identities: dict[str, Any], references: np.nda
     seconds = time.perf_counter() - began
     faces = judge.detect(out.images[0])
     boxes, seen = np.array([face.box for face in faces]), np.array([face.embedding for face in faces])
-    shares = out.routing.mean("up_blocks")[0].numpy()
+    shares = out.routing.mean("up_blocks", out.routing.routed)[0].numpy()
     own = assign(boxes, seen, references).matched
     return Together(list(identities), out.images[0], tinted(out.images[0], shares), own, seconds)
 

@@ -137,7 +137,7 @@ class Studio:
         mended = self.up(prompt, people, seed=seed, distinct=True)
         found = [self._assign(out.images[0], who) for out in (plain, mended)]
         alike = [", ".join(f"{value:.2f}" for value in each.matched) for each in found]
-        maps = tinted(plain.images[0], plain.routing.mean("up_blocks")[0].numpy())
+        maps = tinted(plain.images[0], plain.routing.mean("up_blocks", plain.routing.routed)[0].numpy())
         row = [(self.references[n], f"person {n}") for n in who]
         row += [(plain.images[0], alike[0]), (maps, "who listened where")]
         row.append((mended.images[0], f"{alike[1]}  drawn again: {mended.tries[0]}"))

@@ -11,7 +11,7 @@ and the layer adds, at each location, the attention output of the identity that 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -69,16 +69,29 @@ class Routing(Conditions):
     """How the locations of one U-Net call choose among its identities.
 
     `size`: height and width of the latents. `masks` (B or 1, N, H, W), 0 to 1: take the router's place; what several
-    identities claim is shared, and what none claims gets nobody. `temperature`: draws with Gumbel noise, in training;
-    None takes the largest. `soft`: draws shares of all identities instead of one. `record`, if given, is called with
-    a layer's name and its map psi (B, N, h, w), and in training also gets the logits, of the same shape.
+    identities claim is shared, and what none claims gets nobody. `columns`: for so large a share of the denoising, from
+    its start, each identity has a column of the picture, in their order (`at`); the routers decide afterwards.
+    `temperature`: draws with Gumbel noise, in training; None takes the largest. `soft`: draws shares of all identities
+    instead of one. `record`, if given, is called with a layer's name, its map psi (B, N, h, w), and the logits, of the
+    same shape, where a router was asked, else None.
     """
 
     size: tuple[int, int]
     masks: Tensor | None = None
+    columns: float = 0.0
     temperature: float | Tensor | None = None
     soft: bool = False
     record: Callable[[str, Tensor, Tensor | None], None] | None = None
+
+    def at(self, done: float, count: int) -> Routing:
+        """The routing of a U-Net call on `count` identities, when a share `done` of the denoising lies behind it.
+
+        Our addition to the paper. Where there is only noise nothing says who is where, so each place would choose for
+        itself, and a face that was begun by two people stays a blend of them. Masks that are given make it needless.
+        """
+        if self.masks is not None or done >= self.columns:
+            return self
+        return replace(self, masks=columns(count, self.size))
 
     def choose(self, name: str, batch: int, length: int, logits: Callable[[], Tensor]) -> Tensor:
         """psi (B, N, L) for a layer of `length` locations; `logits` (B, N, L) are asked for where no masks are set."""
@@ -93,6 +106,13 @@ class Routing(Conditions):
         if self.record is not None:
             self.record(name, psi.unflatten(-1, size), None if scores is None else scores.unflatten(-1, size))
         return psi
+
+
+def columns(count: int, size: tuple[int, int]) -> Tensor:
+    """Masks (1, N, H, W) of as many columns as identities, of one width and from left to right."""
+    height, width = size
+    owner = torch.arange(width) * count // width
+    return (owner == torch.arange(count)[:, None]).float()[None, :, None].expand(1, count, height, width)
 
 
 def layer_size(size: tuple[int, int], length: int) -> tuple[int, int]:
@@ -157,12 +177,19 @@ class RoutingMaps:
     def __init__(self) -> None:
         self.size: tuple[int, int] | None = None  # of the latents
         self.steps: list[dict[str, Tensor]] = []
+        self._told = 0  # steps with masks or columns in the routers' place
 
-    def add(self, name: str, psi: Tensor) -> None:
-        """Takes a layer's map; one that was seen in this step begins the next."""
+    def add(self, name: str, psi: Tensor, routed: bool = True) -> None:
+        """Takes a layer's map, `routed` by its router; one that was seen in this step begins the next."""
         if not self.steps or name in self.steps[-1]:
             self.steps.append({})
+            self._told += not routed
         self.steps[-1][name] = psi.detach().float().cpu()
+
+    @property
+    def routed(self) -> slice:
+        """The steps in which the routers decided, those after the columns; with masks all steps."""
+        return slice(self._told if self._told < len(self.steps) else 0, None)
 
     @property
     def layers(self) -> list[str]:
@@ -172,7 +199,7 @@ class RoutingMaps:
     def mean(self, layers: str = "", steps: slice = slice(None)) -> Tensor:
         """The mean over some steps and the layers whose names begin so, at the latents' size: (images, N, H, W).
 
-        For instance `mean("up_blocks")`, or `mean(steps=slice(-5, None))`.
+        For instance `mean("up_blocks")`, `mean(steps=slice(-5, None))`, or `mean("up_blocks", maps.routed)`.
         """
         chosen = [psi for step in self.steps[steps] for name, psi in step.items() if name.startswith(layers)]
         if not chosen:

@@ -32,6 +32,7 @@ class _Call:
     guided: bool | None
     cell: int
     masks: Sequence[Any] | None = None
+    columns: float = 0.0
     image_mask: Any = None
     maps: RoutingMaps | None = None
     expanded: dict[tuple, dict[str, Conditions]] = field(default_factory=dict)
@@ -66,8 +67,11 @@ class _Call:
         record = None
         if self.maps is not None:
             self.maps.size = size
-            record = lambda name, psi, _: self.maps.add(name, psi[nobody:])  # noqa: E731
-        return Routing(size, masks, record=record)
+
+            def record(name: str, psi: torch.Tensor, logits: torch.Tensor | None) -> None:
+                self.maps.add(name, psi[nobody:], logits is not None)
+
+        return Routing(size, masks, self.columns, record=record)
 
 
 def below_compile(unet: object) -> object:
@@ -99,13 +103,15 @@ class Injection:
     """Adds identities to the calls of one U-Net, and switches a LoRA on for just these calls.
 
     `loras` are the adapters for one identity and for several; without the second the first serves both. `cell`: pixels
-    of a picture a latent, for masks.
+    of a picture a latent, for masks; `timesteps`: those of the noise schedule.
     Which identities is a matter of the caller's context (its thread, or its task of asyncio), never of the U-Net.
     The LoRA's switch does belong to the U-Net, so calls from several threads take turns.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, id_attention: IDAttention, loras: Sequence[str], cell: int):
+    def __init__(self, unet: UNet2DConditionModel, id_attention: IDAttention, loras: Sequence[str], cell: int,
+                 timesteps: int = 1000):  # fmt: skip
         self.unet, self.id_attention, self.loras, self.cell = unet, id_attention, tuple(loras), cell
+        self.timesteps = timesteps
         self.attached = True
         self._current: ContextVar[_Call | None] = ContextVar("identities", default=None)
         self._turn = threading.RLock()
@@ -126,15 +132,17 @@ class Injection:
         maps: RoutingMaps | None = None,
         image_prompt: ImagePrompt | None = None,
         image_mask: Any = None,
+        columns: float = 0.0,
     ) -> Iterator[None]:
         """Calls of the U-Net inside it take these conditions (row 0 nobody, row 1 the identities), or none.
 
-        `masks`, one for each identity, take the router's place; `maps` gets the routing of each call. `image_prompt`
+        `masks`, one for each identity, take the router's place, and `columns` do for that share of the denoising, at
+        its start; `maps` gets the routing of each call. `image_prompt`
         (row 0 of no picture, row 1 of the picture) is heeded where `image_mask` says, or everywhere.
         """
         call = None
         if conditions is not None or image_prompt is not None:
-            call = _Call(conditions, image_prompt, guided, self.cell, masks, image_mask, maps)
+            call = _Call(conditions, image_prompt, guided, self.cell, masks, columns, image_mask, maps)
         token = self._current.set(call)
         try:
             yield
@@ -195,11 +203,19 @@ class Injection:
                 given = call.rows(sample, self.unet) | given
             if given.keys() & TRAVELLERS:
                 self._check_in_place()
+            if (routing := getattr(given.get("identities"), "routing", None)) is not None and routing.columns:
+                timestep = torch.as_tensor(args[0] if args else kwargs["timestep"])
+                given["identities"] = self._at(given["identities"], float(timestep.max()))
             with self._turn:
                 self._use(given.get("identities"))
                 return self._forward(sample, *args, cross_attention_kwargs=given or None, **kwargs)
 
         return forward
+
+    def _at(self, identities: IDConditions, timestep: float) -> IDConditions:
+        """The identities in a step of the denoising, in the first of which each may have a column."""
+        routing = identities.routing.at(1 - timestep / self.timesteps, identities.tokens.shape[1])
+        return replace(identities, routing=routing.to(identities.tokens.device))
 
     def _use(self, identities: IDConditions | None) -> None:
         """Switches on the LoRA for this number of identities, and the other off."""

@@ -104,7 +104,7 @@ def _conditions(
         return None
     found = up.conditions(*people, id_scale=id_scale, structure_scale=structure_scale)
     size = tuple(side // up.pipe.vae_scale_factor for side in (image.height, image.width))
-    return replace(found, routing=Routing(size)) if len(people) > 1 else found
+    return replace(found, routing=Routing(size, columns=up.config.defaults.columns)) if len(people) > 1 else found
 
 
 def _rows(conditions: IDConditions | None, rows: list[int], active: list[bool]) -> dict:

@@ -22,7 +22,7 @@ from uniportrait_lite.evaluation.subjects import Prompt, Subject
 from uniportrait_lite.evaluation.witnesses import Witnesses
 from uniportrait_lite.id_routing import Routing, RoutingMaps, box_masks
 
-ROWS = ("text_only", "averaged", "concatenated", "no_route", "router", "said", "distinct", "masks")
+ROWS = ("text_only", "averaged", "concatenated", "no_route", "no_columns", "router", "said", "distinct", "masks")
 SAID, ASKED = "wearing a red beret", {"hat": "beret", "hat_color": "red"}  # of the first person, in the row said
 PARTS = ("down_blocks", "mid_block", "up_blocks")
 
@@ -100,9 +100,14 @@ class Painter:
             found = [torch.from_numpy(np.stack(self.regions(ask))).float() for ask in part]
             masks = torch.nn.functional.interpolate(torch.stack(found), size=latents, mode="area")
             masks = torch.cat([masks, masks]).to(rows)
-        self.record = RoutingMaps()
-        add = lambda name, psi, _: self.record.add(name, psi[len(part) :])  # noqa: E731
-        given = {"routing": Routing(latents, masks, record=add)}
+        self.record = record = RoutingMaps()
+
+        def add(name: str, psi: Tensor, logits: Tensor | None) -> None:
+            if masks is not None or logits is not None:  # a router's choice, not a column's
+                record.add(name, psi[len(part) :])
+
+        columns = 0.0 if row in ("no_route", "no_columns") else self.knobs.columns
+        given = {"routing": Routing(latents, masks, columns, record=add)}
         if row == "said":
             first = [self.identities[part[0].who[0]].saying(SAID), *(self.identities[k] for k in part[0].who[1:])]
             about = self.up.conditions(*first)  # rows of nobody and of the people: the words are the same for all asks
@@ -121,7 +126,7 @@ class Painter:
         return one_region_each(assign(boxes, who, who), scene.image.size)
 
     def _keep_maps(self, count: int) -> None:
-        if self.record is None:
+        if self.record is None or not self.record.steps:
             return
         layers = {name: torch.stack([step[name] for step in self.record.steps]).mean(0) for name in self.record.layers}
         self.maps += [{name: psi[k] for name, psi in layers.items()} for k in range(count)]

@@ -35,8 +35,9 @@ faces they find one to one with the references. Writes people.md, people.json an
 --out, and prints the tables, with what each figure means.
 
 Rows: alone is each person by themselves; text_only is the base model without identities; averaged and concatenated
-give the ID tokens of all as those of one, without a router; router is the profile's own; no_route has routers that were
-trained without the routing loss (`train multi_id --route-weight 0`), from {NO_ROUTE}, else it is absent;
+give the ID tokens of all as those of one, without a router; router is the profile's own, at its defaults. In no_columns
+the routers decide from the first step on, as in the paper; so they do in no_route, where they were trained without the
+routing loss (`train multi_id --route-weight 0`), from {NO_ROUTE}, else it is absent.
 said is router with "{SAID}" said of the first person; distinct draws again where someone is doubled or
 missing; masks tells each location who is nearest in a real picture.
 """
@@ -57,8 +58,8 @@ NOTES = """\
   of those people for that prompt, over pictures with two faces or more: 0 is no blending; doubling counts as blending.
 - beret: share of the first-named people, and of the others, on whose face's window the reader sees a red beret.
 - followed: share of the prompts' attributes that the reader finds around a picture's faces; 0 without faces.
-- routed: share of locations inside matched faces' boxes, over all steps, that listened to the face's own person, in the
-  U-Net's way down, middle and way up.
+- routed: share of locations inside matched faces' boxes that listened to the face's own person, in the U-Net's way
+  down, middle and way up, over all steps in which routers or masks decided (columns do not count).
 - seconds: for a picture, drawn in batches; distinct draws those that it draws again one by one, `tries` for each.
 - alone, text_only, averaged and concatenated use the LoRA of the single-ID stage, as all pictures of one identity do;
   the others that of the multi-ID stage, which has also seen groups.

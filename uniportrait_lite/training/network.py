@@ -31,6 +31,8 @@ from uniportrait_lite.training.data import Batch, weights
 from uniportrait_lite.training.settings import SingleIDConfig, StageConfig
 from uniportrait_lite.training.store import digest
 
+COLUMNS = 0.5  # of the denoising: until then each of several people keeps to a column (docs/experiments.md)
+
 
 class SingleID(nn.Module):
     """What is trained, around the frozen U-Net and text encoder; `forward` gives the losses of a batch."""
@@ -230,7 +232,7 @@ def method_config(config: SingleIDConfig, stack: Stack) -> UniPortraitConfig:
     widths = tuple(world.SceneSet("", range(1), people + 1).width for people in range(MAX_PEOPLE))
     return UniPortraitConfig(
         id_embedding=embedding, intrinsic=config.intrinsic, lora_rank=config.lora_rank,
-        defaults=CallDefaults(widths=widths),
+        defaults=CallDefaults(widths=widths, columns=COLUMNS),
     )  # fmt: skip
 
 
