@@ -28,7 +28,6 @@ from uniportrait_lite.toyworld import Person, reference, wording
 from uniportrait_lite.toyworld.pretrain import data as world
 from uniportrait_lite.toyworld.pretrain import latents as world_latents
 from uniportrait_lite.toyworld.pretrain import unet
-from uniportrait_lite.toyworld.pretrain.seen import predicted_clean
 from uniportrait_lite.toyworld.pretrain.unet import scheduler
 from uniportrait_lite.toyworld.tokenizer import build_tokenizer
 from uniportrait_lite.training import multi_id, network, samples, single_id
@@ -316,29 +315,6 @@ def test_the_features_weight_counts_around_brows_eyes_nose_and_mouth_alone(place
     expected = plain(replace(batch, boxes=batch.features))["face"]
     torch.manual_seed(0)
     torch.testing.assert_close(weighted(batch)["loss"], expected, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("kind", ["v_prediction", "epsilon"])
-def test_how_faces_look_counts_by_its_weight_and_is_nothing_where_the_prediction_is_right(place, kind):
-    """With the answers of a network that knows the noise, the predicted faces are the true ones."""
-    plain, batches = batches_of(quick())
-    seen, _ = batches_of(quick("--seen-weight", "2"))
-    batch = replace(draw(batches), timesteps=torch.tensor([10, 100, 300, 990]))
-    torch.manual_seed(0)
-    expected = plain(batch)["loss"]
-    torch.manual_seed(0)
-    found = seen(batch)
-    assert found["seen"] > 0.01
-    torch.testing.assert_close(found["loss"], expected + 2 * found["seen"])
-    found["seen"].backward()
-    assert all(p.grad is None for p in seen.seen.parameters())
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in seen.id_embedding.parameters())
-
-    seen.scheduler.register_to_config(prediction_type=kind)
-    alphas = seen.scheduler.alphas_cumprod[batch.timesteps]
-    noisy = seen.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
-    clean = predicted_clean(noisy, seen._target(batch), alphas, kind)
-    assert seen.seen(clean, batch.latents, batch.boxes[:, 0], alphas) < 1e-6
 
 
 def test_fast_attention_gives_the_same_sums(monkeypatch):
@@ -699,14 +675,6 @@ def test_the_routers_learn_from_both_losses_and_the_frozen_parts_do_not(single):
         assert trained and all(".router." in name or "lora_" in name for name in trained)
         norms = {name: float(p.grad.norm()) for name, p in trained.items() if "lora_A" not in name}
         assert all(norms.values()), [name for name, norm in norms.items() if not norm]
-
-
-def test_the_second_stage_may_see_faces_too(single):
-    model, batches = groups_of(multi(single, "--seen-weight", "2"))
-    found = model(batches(0, torch.Generator().manual_seed(0)))
-    torch.testing.assert_close(found["loss"], found["diffusion"] + 2 * found["seen"] + 0.1 * found["route"])
-    found["seen"].backward()
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for n, p in model.named_parameters() if "router" in n)
 
 
 def test_the_routing_loss_alone_teaches_the_routers_where_faces_are(single):

@@ -19,7 +19,7 @@ from uniportrait_lite.toyworld.pretrain.record import write_json
 from uniportrait_lite.training.batches import Batches, GroupBatches
 from uniportrait_lite.training.config import keep_settings, load
 from uniportrait_lite.training.data import Batch, SceneData
-from uniportrait_lite.training.network import MultiID, Stack, faces_seen, save_single
+from uniportrait_lite.training.network import MultiID, Stack, save_single
 from uniportrait_lite.training.samples import GroupSamples
 from uniportrait_lite.training.settings import MULTI_ID, MULTI_ID_EPILOG, MultiIDConfig
 from uniportrait_lite.training.watch import recipe
@@ -30,11 +30,10 @@ def build(config: MultiIDConfig, stack: Stack, method: UniPortraitConfig, tensor
 
     The routers are drawn from the seed, or are those of `start_from`; the LoRA begins as the single-ID weights' anyway.
     """
-    seen = faces_seen(config, stack)
     torch.manual_seed(config.seed)
     model = MultiID(
         stack.unet, stack.text_encoder, stack.scheduler, method, tensors, config.precision, config.face_weight,
-        config.feature_weight, seen, config.seen_weight, config.route_weight, config.soft,
+        config.feature_weight, config.route_weight, config.soft,
     )  # fmt: skip
     if config.start_from:
         trained = checkpoints.load_multi(config.start_from)
@@ -59,7 +58,7 @@ def run(config: MultiIDConfig) -> list[dict]:
     first = checkpoints.load(single)
     trained_on = checkpoints.single_digest(single)
     if state.is_main_process:
-        keep_settings(config, {**stack.digests(config.seen_weight > 0), "single_id": trained_on})
+        keep_settings(config, {**stack.digests(), "single_id": trained_on})
         writable_folder(out, "choose another with --out")  # now, not after hours
     cache = writable_folder(world.CACHE, "run this from a folder of yours")
     model = build(config, stack, *first).to(state.device)

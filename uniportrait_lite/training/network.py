@@ -24,11 +24,10 @@ from uniportrait_lite.quiet import no_progress_bars
 from uniportrait_lite.speed import fast_attention
 from uniportrait_lite.toyworld.pretrain import data as world
 from uniportrait_lite.toyworld.pretrain.latents import encoder_digest
-from uniportrait_lite.toyworld.pretrain.seen import FaceDifference, predicted_clean
 from uniportrait_lite.toyworld.scenes import MAX_PEOPLE
 from uniportrait_lite.toyworld.worlds import world_file
 from uniportrait_lite.training.data import Batch, weights
-from uniportrait_lite.training.settings import SingleIDConfig, StageConfig
+from uniportrait_lite.training.settings import SingleIDConfig
 from uniportrait_lite.training.store import digest
 
 COLUMNS = 0.5  # of the denoising: until then each of several people keeps to a column (docs/experiments.md)
@@ -39,15 +38,13 @@ class SingleID(nn.Module):
 
     def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, scheduler: DDPMScheduler,
                  config: UniPortraitConfig, precision: str = "fp32", face_weight: float = 1.0,
-                 feature_weight: float = 1.0, seen: FaceDifference | None = None,
-                 seen_weight: float = 0.0):  # fmt: skip
+                 feature_weight: float = 1.0):  # fmt: skip
         super().__init__()
         unet.requires_grad_(False)
         text_encoder.requires_grad_(False)
         self.unet, self.text_encoder, self.scheduler = unet, text_encoder, scheduler
         self.config, self.bf16 = config, precision == "bf16"
         self.face_weight, self.feature_weight = face_weight, feature_weight
-        self.seen, self.seen_weight = seen, seen_weight
         self.id_embedding = IDEmbedding(config.id_embedding)
         self.id_attention = attach_id_attention(unet)
         add_lora(unet, config.lora_rank, self.lora)
@@ -63,9 +60,8 @@ class SingleID(nn.Module):
         return checkpoints.weights(self.id_embedding, self.id_attention, self.unet)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """What is minimised ("loss"), the error inside the faces' boxes ("face"), and how else faces look ("seen")."""
-        found = self.diffusion_loss(batch, routing=None)
-        return {**found, "loss": self.total(found)}
+        """What is minimised ("loss") and the error inside the faces' boxes ("face")."""
+        return self.diffusion_loss(batch, routing=None)
 
     def tokens(self, batch: Batch) -> Tensor:
         """The ID tokens (B,N,16,D) of a batch."""
@@ -73,7 +69,7 @@ class SingleID(nn.Module):
         return self.id_embedding(batch.intrinsic.flatten(0, 1), batch.structure.flatten(0, 1)).unflatten(0, people)
 
     def diffusion_loss(self, batch: Batch, routing: Routing | None) -> dict[str, Tensor]:
-        """The error of the U-Net's prediction, in the picture and in faces' boxes, and how else a face looks."""
+        """The error of the U-Net's prediction, in the picture and in faces' boxes."""
         with fast_attention(), disable_input_dtype_casting(self.unet, active=self.bf16):
             with torch.no_grad():
                 text = self.text_encoder(batch.text).last_hidden_state
@@ -91,19 +87,10 @@ class SingleID(nn.Module):
         inside = box_masks(batch.boxes, error.shape[1:]).amax(dim=1)
         weight = 1 + (self.face_weight - 1) * inside
         weight = torch.where(box_masks(batch.features, error.shape[1:]).amax(dim=1) > 0, self.feature_weight, weight)
-        found = {
+        return {
             "loss": (error * weight).sum() / weight.sum(),
             "face": (error * inside).sum() / inside.sum().clamp_min(1),
         }
-        if self.seen is not None:
-            alphas = self.scheduler.alphas_cumprod.to(batch.timesteps.device)[batch.timesteps]
-            clean = predicted_clean(noisy, predicted, alphas, self.scheduler.config.prediction_type)
-            found["seen"] = self.seen(clean, batch.latents, batch.boxes[:, 0], alphas)
-        return found
-
-    def total(self, found: dict[str, Tensor]) -> Tensor:
-        """What is minimised, of what `diffusion_loss` gives."""
-        return found["loss"] + self.seen_weight * found["seen"] if self.seen is not None else found["loss"]
 
     def _target(self, batch: Batch) -> Tensor:
         kind = self.scheduler.config.prediction_type
@@ -124,11 +111,9 @@ class MultiID(SingleID):
 
     def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, scheduler: DDPMScheduler,
                  config: UniPortraitConfig, tensors: Mapping[str, Tensor], precision: str = "fp32",
-                 face_weight: float = 1.0, feature_weight: float = 1.0, seen: FaceDifference | None = None,
-                 seen_weight: float = 0.0, route_weight: float = LAMBDA, soft: bool = False):  # fmt: skip
-        super().__init__(
-            unet, text_encoder, scheduler, config, precision, face_weight, feature_weight, seen, seen_weight
-        )
+                 face_weight: float = 1.0, feature_weight: float = 1.0, route_weight: float = LAMBDA,
+                 soft: bool = False):  # fmt: skip
+        super().__init__(unet, text_encoder, scheduler, config, precision, face_weight, feature_weight)
         self.route_weight, self.soft = route_weight, soft
         first = super().weights() | {f"lora.{name}": p for name, p in lora_parameters(unet, SEVERAL).items()}
         checkpoints.fill(first, tensors, origin="the single-ID weights")
@@ -164,7 +149,7 @@ class MultiID(SingleID):
         def record(name: str, psi: Tensor, scores: Tensor) -> None:
             logits[name] = scores.float()
 
-        routing = Routing(batch.latents.shape[-2:], None, batch.temperature, self.soft, record)
+        routing = Routing(batch.latents.shape[-2:], temperature=batch.temperature, soft=self.soft, record=record)
         found = self.diffusion_loss(batch, routing)
         somebody = batch.active & batch.intrinsic.flatten(1).any(dim=1)  # nobody's faces cannot be told apart
         shown = {name: scores[somebody] for name, scores in logits.items()}
@@ -176,7 +161,7 @@ class MultiID(SingleID):
                 right.setdefault(f"right_{name.split('_')[0]}", []).append(share)
         return {
             **found,
-            "loss": self.total(found) + self.route_weight * route,
+            "loss": found["loss"] + self.route_weight * route,
             "diffusion": found["loss"],
             "route": route,
             **{name: torch.stack(shares).nanmean() for name, shares in right.items()},
@@ -204,18 +189,11 @@ class Stack:
         backbone, clip = IRResNet.from_pretrained(self.folders["backbone"]), load_clip_vision(self.folders["clip"])
         self.features = FaceFeatures(backbone, clip)
 
-    def digests(self, seen: bool = False) -> dict[str, str]:
-        """What tells these weights from others, by network; the decoder counts where faces are `seen` through it."""
+    def digests(self) -> dict[str, str]:
+        """What tells these weights from others, by network."""
         names = ("text_encoder", "unet", "clip", "backbone")
         found = {name: digest(*weights(self.folders[name])) for name in names}
-        if seen:
-            found["decoder"] = digest(*weights(self.folders["vae"]))
         return {"vae": encoder_digest(self.folders["vae"]), **found, "scheduler": digest(self.folders["scheduler"])}
-
-
-def faces_seen(config: StageConfig, stack: Stack) -> FaceDifference | None:
-    """The loss on how predicted faces look, where the settings give it a weight."""
-    return FaceDifference(stack.folders["vae"], stack.folders["backbone"]) if config.seen_weight else None
 
 
 def method_config(config: SingleIDConfig, stack: Stack) -> UniPortraitConfig:

@@ -85,9 +85,6 @@ class StageConfig:
     )
     face_weight: float = setting(2.0, "weight of the loss inside faces' boxes (the base model's; paper: 1)")
     feature_weight: float = setting(4.0, "and around brows, eyes, nose and mouth (the base model's; paper: 1)")
-    seen_weight: float = setting(
-        0.0, "weight of how differently a recogniser sees the predicted faces; 0 leaves it out (paper: none)"
-    )
     seed: int = setting(0, "of all that is drawn at random")
     log_every: int = setting(20, "steps")
     checkpoint_every: float = setting(120.0, "seconds")
@@ -104,8 +101,6 @@ class StageConfig:
         for name in ("face_weight", "feature_weight"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is above 0, not {getattr(self, name)}")
-        if self.seen_weight < 0:
-            raise ConfigError(f"seen_weight is not below 0: {self.seen_weight}")
         self.variant = "_".join(name for name, is_so in changed.items() if is_so)
         runs = "runs" if self.profile == "tiny" else f"runs/{Path(self.profile).resolve().name}"
         self.run_folder = self.run_folder or "_".join(filter(None, (f"{runs}/{stage}", self.variant)))

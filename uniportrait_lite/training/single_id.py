@@ -17,7 +17,7 @@ from uniportrait_lite.toyworld.pretrain.record import write_json
 from uniportrait_lite.training.batches import Batches
 from uniportrait_lite.training.config import keep_settings, load
 from uniportrait_lite.training.data import Batch, SceneData
-from uniportrait_lite.training.network import SingleID, Stack, faces_seen, method_config, save
+from uniportrait_lite.training.network import SingleID, Stack, method_config, save
 from uniportrait_lite.training.samples import Samples
 from uniportrait_lite.training.settings import SINGLE_ID, SINGLE_ID_EPILOG, SingleIDConfig
 from uniportrait_lite.training.watch import Validation, measure_cache, recipe
@@ -27,12 +27,11 @@ VALIDATION = 64  # portraits of people outside training
 
 def build(config: SingleIDConfig, stack: Stack) -> SingleID:
     """The network to train: new weights drawn from the seed, or those of `start_from`."""
-    seen = faces_seen(config, stack)
     torch.manual_seed(config.seed)
     method = method_config(config, stack)
     model = SingleID(
         stack.unet, stack.text_encoder, stack.scheduler, method, config.precision, config.face_weight,
-        config.feature_weight, seen, config.seen_weight,
+        config.feature_weight,
     )  # fmt: skip
     if config.start_from:
         checkpoints.fill(model.weights(), checkpoints.load(config.start_from)[1], origin=config.start_from)
@@ -47,7 +46,7 @@ def run(config: SingleIDConfig) -> list[dict]:
     out = Path(config.out) if config.out else weights_folder if config.variant else folder / "uniportrait"
     stack = Stack(folder)
     if state.is_main_process:
-        keep_settings(config, stack.digests(config.seen_weight > 0))
+        keep_settings(config, stack.digests())
         writable_folder(out, "choose another with --out")  # now, not after hours
     cache = writable_folder(world.CACHE, "run this from a folder of yours")
     model = build(config, stack).to(state.device)
