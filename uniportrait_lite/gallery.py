@@ -65,10 +65,11 @@ The prompt is "a portrait of a person, STYLE"; mean similarity {styles:.2f}.
 
 ## Two and three people
 
-A row: the references; what the routers draw; who listened where in the U-Net's way up, red for the first of them, blue
-for the second, green for the third; and what `distinct=True` makes of it, with the number of pictures that it drew
-again. Figures are those of the people in order. {once} of {groups} groups have everyone once by themselves, {settled}
-with `distinct=True`.
+A row: the references; what the routers draw by themselves, as the paper has it (`columns=0`); what is drawn by default,
+where everyone keeps to a column for the first half of the steps; who listened where in its second half, in the U-Net's
+way up, red for the first of them, blue for the second, green for the third; and what `distinct=True` makes of it, with
+the number of pictures that it drew again. Figures are those of the people in order. Everyone is there once in {alone}
+of {groups} groups by the routers alone, in {once} by default, in {settled} with `distinct=True`.
 
 ![Pairs](gallery/pairs.webp)
 
@@ -130,18 +131,19 @@ class Studio:
             rows.append([Shown(n, *each) for each in zip(prompts, images, alike, strict=True)])
         return rows
 
-    def group(self, who: Sequence[int], seed: int) -> tuple[list[tuple[Image.Image, str]], bool, bool]:
-        """A row of the sheet, and whether everyone is there once: by themselves, and with `distinct`."""
+    def group(self, who: Sequence[int], seed: int) -> tuple[list[tuple[Image.Image, str]], list[bool]]:
+        """A row of the sheet, and whether everyone is there once: by routers alone, by default, and with `distinct`."""
         people, prompt = [self.identities[n] for n in who], TOGETHER[len(who)]
+        alone = self.up(prompt, people, seed=seed, columns=0)
         plain = self.up(prompt, people, seed=seed, routing=True)
         mended = self.up(prompt, people, seed=seed, distinct=True)
-        found = [self._assign(out.images[0], who) for out in (plain, mended)]
+        found = [self._assign(out.images[0], who) for out in (alone, plain, mended)]
         alike = [", ".join(f"{value:.2f}" for value in each.matched) for each in found]
         maps = tinted(plain.images[0], plain.routing.mean("up_blocks", plain.routing.routed)[0].numpy())
         row = [(self.references[n], f"person {n}") for n in who]
-        row += [(plain.images[0], alike[0]), (maps, "who listened where")]
-        row.append((mended.images[0], f"{alike[1]}  drawn again: {mended.tries[0]}"))
-        return row, *(each.distinct for each in found)
+        row += [(alone.images[0], alike[0]), (plain.images[0], alike[1]), (maps, "who listened where")]
+        row.append((mended.images[0], f"{alike[2]}  drawn again: {mended.tries[0]}"))
+        return row, [each.distinct for each in found]
 
     def mixture(self, first: int, second: int, seed: int) -> list[tuple[Image.Image, str]]:
         """A row from one person to the other."""
@@ -210,13 +212,11 @@ def run(out: str | Path = "outputs") -> Path:
     styles = {style: f"a portrait of a person, {style}" for style in STYLES}
     styles = studio.portraits(styles, range(0, len(PEOPLE), 2))
     _keep(studio, styles, folder / "styles.webp")
-    once: list[bool] = []
-    settled: list[bool] = []
+    right: list[list[bool]] = []
     for name, count in {"pairs": 2, "triples": 3}.items():
         made = [studio.group([(2 * k + n) % len(PEOPLE) for n in range(count)], seed=k) for k in range(GROUPS[count])]
-        once += [plain for _, plain, _ in made]
-        settled += [mended for *_, mended in made]
-        titles = [*([""] * count), "routers", "", "distinct=True"]
+        right += [each for _, each in made]
+        titles = [*([""] * count), "columns=0", "default", "", "distinct=True"]
         _save(sheet(titles, [row for row, *_ in made]), folder / f"{name}.webp")
     titles = ["", "somebody else", "edges", "ControlNet", "image prompt", "its style", "face put in", "style LoRA"]
     _save(sheet(titles, studio.beside(BESIDE)), folder / "tools.webp")
@@ -229,12 +229,13 @@ def run(out: str | Path = "outputs") -> Path:
     half = WORST // 2
     lines = [sum((pairs[k] for k in range(start, start + half)), []) for start in (0, half)]
     _save(sheet([""] * (2 * half), lines), folder / "failures.webp")
+    alone, once, settled = (sum(each) for each in zip(*right, strict=True))
     write_text(
         TEXT.format(
             people=len(PEOPLE), seconds=time.perf_counter() - began, hardware=hardware(),
             prompts=_quoted(PROMPTS.values()), portraits=_mean(rows), styles=_mean(styles),
             found=sum(not np.isnan(s.similarity) for row in rows for s in row), count=len(PEOPLE) * len(PROMPTS),
-            once=sum(once), settled=sum(settled), groups=len(once), worst=WORST,
+            alone=alone, once=once, settled=settled, groups=len(right), worst=WORST,
             plain=PLAIN,
         ),
         out / "gallery.md",
