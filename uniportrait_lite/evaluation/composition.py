@@ -32,6 +32,7 @@ from uniportrait_lite.toyworld.worlds import world
 
 TOOLS = {"none": (), "pose": ("pose",), "edges": ("edges",), "pose and edges": ("pose", "edges")}
 LOOKS = {"image prompt": None, "style transfer": None, "style LoRA": "glass.py", "another base": "dusk.py"}  # drawn by
+TOLD = ("masks", "columns", "routers")  # who is where: halves of the picture; the default; routers from the first step
 PLAIN = "a person"
 IMAGE_SCALE = 0.6  # of image prompts here
 ASKED = ("place", "style")  # prompts of data/prompts/identity.json
@@ -41,7 +42,8 @@ identity, and measures:
   similar    the judge's similarity to the person's reference; "kept" is the share of it that is left beside the tool
   pose       mean distance of the found landmarks from the condition's, in widths of the condition's face
   edges      agreement of the picture's edges with the condition's: F1, one pixel off is no mistake
-  in place   of two people with a pose each: pictures in which each pose has the person who was asked for there
+  in place   of two people with a pose each: pictures in which each pose has the person who was asked for there, by
+             masks, by columns and then routers (the default), by routers alone
 of pictures in the look of another one (by an image prompt, style transfer, a style LoRA, another base model):
   look       cosine of CLIP's embeddings of the picture and of the one with the look; "plain" is that of the same
              person drawn by the same prompt and noise without it, and so is "kept"
@@ -159,15 +161,16 @@ class Protocol:
         }
         return figures, images
 
-    def in_place(self, masked: bool) -> tuple[dict, list[Image.Image]]:
-        """Two people with a pose each, where masks or routers say who is where."""
+    def in_place(self, told: str) -> tuple[dict, list[Image.Image]]:
+        """Two people with a pose each, the first of them to the left; `told`, one of `TOLD`, says who is where."""
         up = UniPortrait.attach(controlled(self.pipe, self.folder, ["pose"]), self.folder / "uniportrait")
         try:
             known, images, right = self.identities(up), [], []
             for seed, (who, scene) in enumerate(tqdm(self.pairs, unit="picture", desc="two")):
                 width = scene.image.width
                 halves = [(0, 0, width // 2, 128), (width // 2, 0, width, 128)]
-                given = {"image": conditions(scene, ["pose"])[0], "masks": halves if masked else None}
+                given = {"image": conditions(scene, ["pose"])[0], "masks": halves if told == "masks" else None}
+                given["columns"] = 0 if told == "routers" else None
                 people = [known[n] for n in who]
                 images.append(up("two people", people, seed=seed, height=128, width=width, **given).images[0])
                 found = self.witnesses.faces.detect(images[-1])
@@ -279,14 +282,14 @@ def evaluate(protocol: Protocol, out: Path, other_base: Path) -> dict:
             result["tools"].append({"tool": name, "identity": identity, **figures})
             shown = [conditions(w.scene, kinds)[-1] if kinds else w.scene.image for w in protocol.wanted]
             keep(f"{name}_{'identity' if identity else 'text'}", images, shown)
-    for masked in (True, False):
+    for told in TOLD:
         try:
-            figures, images = protocol.in_place(masked)
+            figures, images = protocol.in_place(told)
         except WeightsError as error:
             result["absent"]["two people"] = str(error)
             break
-        result["two"].append({"who": "masks" if masked else "routers", **figures})
-        keep(f"two_{masked}", images, [conditions(scene, ["pose"])[0] for _, scene in protocol.pairs])
+        result["two"].append({"who": told, **figures})
+        keep(f"two_{told}", images, [conditions(scene, ["pose"])[0] for _, scene in protocol.pairs])
     for way in LOOKS:
         try:
             figures, images, shown = protocol.look(way, other_base)
