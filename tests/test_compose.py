@@ -100,6 +100,18 @@ def test_a_face_is_swapped_and_nothing_else_changes(up, cleo):
     assert np.array_equal(after, np.asarray(compose.inpaint(up, "a photo of a woman", cleo, mask, ann, seed=0)))
 
 
+def test_columns_are_the_pictures_and_asked_for_where_only_a_part_of_it_is_drawn(up, cleo):
+    two = [up.identity(FACES / f"{name}.png") for name in ("ann", "bob")]
+    mask = np.ones((cleo.height, cleo.width), bool)
+    free, columned, default = (
+        np.asarray(compose.inpaint(up, "two people", cleo, mask, two, seed=0, steps=4, **given))
+        for given in ({"columns": 0}, {"columns": 0.5}, {})
+    )
+    assert np.array_equal(free, default) and not np.array_equal(free, columned)
+    styled = [compose.in_style(up, "two people", cleo, two, steps=3, columns=share) for share in (0, 0.7)]
+    assert not np.array_equal(*map(np.asarray, styled))
+
+
 def test_clothes_change_and_the_face_stays(up, cleo):
     mask = compose.clothes_mask(cleo)
     out = compose.inpaint(up, "a photo of a woman wearing a blue hoodie", cleo, mask, up.identity(FACES / "cleo.png"))

@@ -84,17 +84,20 @@ def test_a_picture_without_faces_says_nothing_of_routing_and_blending():
 
 
 def test_the_protocol_draws_and_measures_every_row_with_the_shipped_weights(tmp_path, capsys):
-    flags = ["--people", "3", "--triples", "1", "--prompts-each", "1", "--rows", "averaged,router,said,distinct,masks"]
+    few = ["--people", "3", "--triples", "1", "--prompts-each", "1"]
+    flags = [*few, "--rows", "averaged,no_columns,router,said,distinct,masks"]
     protocol.main([*flags, "--out", str(tmp_path)])
     result = json.loads((tmp_path / "people.json").read_text())
     rows = {(row["row"], row["number"]): row for row in result["rows"]}
-    assert len(rows) == 1 + 5 * 2 and rows["alone", 1]["pictures"] == 15
+    assert len(rows) == 1 + 6 * 2 and rows["alone", 1]["pictures"] == 15
     for row in rows.values():
         assert -1 <= row["lowest"] <= row["matched"] <= 1 and row["seconds"] > 0
         assert row["pictures"] == len(row["lowest_each"]) and 0 <= row["followed"] <= 1
     for number in (2, 3):
         assert rows["averaged", number]["routed"] == {}  # one identity as far as the U-Net knows
         assert set(rows["router", number]["routed"]) <= {"down_blocks", "mid_block", "up_blocks"}
+        assert rows["no_columns", number]["lowest_each"] != rows["router", number]["lowest_each"]
+        assert rows["masks", number]["routed"]["up_blocks"] > 0.9
         assert rows["said", number]["lowest_each"] != rows["router", number]["lowest_each"]
         assert rows["router", number]["tries"] is None and 0 <= rows["distinct", number]["tries"] <= 3
     alone = np.reshape(rows["alone", 1]["lowest_each"], (3, 5))  # of the pairs 01, 02 and 12 with prompts 0, 1 and 2

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler, StableDiffusionPAGPipeline
 from method_parts import WIDTH, crop, small_pipe, small_unet, write_weights
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -290,6 +291,42 @@ def test_people_keep_to_columns_at_first_and_then_the_routers_decide(up, people)
     for wrong in (-0.1, 1.5):
         with pytest.raises(ConfigError, match="columns"):
             draw(up, people[:2], columns=wrong)
+
+
+def test_columns_hold_by_the_noise_whatever_the_scheduler_and_to_the_end_at_1(up, people, monkeypatch):
+    size = {"width": 48, "steps": 4, "routing": True}
+    scheduler = EulerDiscreteScheduler.from_config(up.pipe.scheduler.config, timestep_spacing="linspace")
+    monkeypatch.setattr(up.pipe, "scheduler", scheduler)  # its last timestep is 0
+    maps = [draw(up, people[:2], columns=share, **size).routing for share in (0.4, 1.0)]
+    assert maps[0].routed == slice(2, None) and maps[1].routed == slice(0, None)
+    columned = [torch.cat([psi.flatten() for psi in step.values()]) for step in maps[1].steps]
+    assert all(torch.equal(columned[0], other) for other in columned)
+    masked = draw(up, people[:2], masks=[(0, 0, 24, 32), (24, 0, 48, 32)], **size).routing
+    assert masked.routed == slice(0, None)
+
+
+def test_a_pipeline_that_guides_by_three_kinds_of_rows_is_refused(folder):
+    parts = {**small_pipe(folder / "tokenizer").components, "requires_safety_checker": False}
+    perturbed = StableDiffusionPAGPipeline(**parts, pag_applied_layers="mid")
+    up = UniPortrait.attach(perturbed, folder / "uniportrait")
+    person = [up.identity_of_crops([crop(0)])]
+    assert draw(up, person, steps=1, pag_scale=0.0).images.isfinite().all()
+    with pytest.raises(ConfigError, match="StableDiffusionPAGPipeline guides by three kinds of rows"):
+        draw(up, person, steps=1, pag_scale=3.0)
+
+
+def test_a_pipeline_without_a_scheduler_is_attached_to_as_any_other(folder):
+    pipe = small_pipe(folder / "tokenizer")
+    pipe.scheduler = None
+    up = UniPortrait.attach(pipe, folder / "uniportrait")
+    assert up.injection.timesteps == 1000
+    up.detach()
+
+
+def test_crops_that_are_none_are_refused_in_words(up):
+    for crops in ([], [crop(0), crop(0).resize((112, 112))], [crop(0).convert("L")]):
+        with pytest.raises(ConfigError, match="crop"):
+            up.identity_of_crops(crops)
 
 
 def test_columns_are_of_one_width_and_cover_the_picture():

@@ -107,8 +107,9 @@ class UniPortrait:
         self._image_adapter = image_adapter
         self.routes = bool(routers(id_attention))  # whether several identities can be told apart without masks
         loras = (SINGLE, SEVERAL) if self.routes else (SINGLE,)
-        timesteps = pipe.scheduler.config.num_train_timesteps
-        self.injection = Injection(self.unet, id_attention, loras, pipe.vae_scale_factor, timesteps)
+        scheduler = getattr(pipe, "scheduler", None)  # none where the loop is the user's own
+        timesteps = {} if scheduler is None else {"timesteps": scheduler.config.num_train_timesteps}
+        self.injection = Injection(self.unet, id_attention, loras, pipe.vae_scale_factor, **timesteps)
         self._encoders = encoders
         self._loading = threading.RLock()
 
@@ -164,10 +165,11 @@ class UniPortrait:
                 targets = checkpoints.multi_weights(id_attention, unet)
                 checkpoints.fill(targets, multi_tensors, f"the multi-ID weights in {weights}", names)
                 trained += targets.values()
+            for weight in trained:
+                weight.requires_grad_(False)
+            made = cls(pipe, config, id_embedding.eval(), id_attention, encoders, image_adapter, origin(weights))
             undo.pop_all()
-        for weight in trained:
-            weight.requires_grad_(False)
-        return cls(pipe, config, id_embedding.eval(), id_attention, encoders, image_adapter, origin(weights))
+        return made
 
     def detach(self) -> None:
         """Gives the pipeline back as it was, bit for bit."""
@@ -200,9 +202,13 @@ class UniPortrait:
 
     def identity_of_crops(self, crops: Sequence[Image.Image]) -> Identity:
         """A person from faces that are aligned already: RGB pictures of 224x224, as the `.crop` of detected faces."""
-        pixels = torch.from_numpy(np.stack([np.asarray(crop) for crop in crops])).permute(0, 3, 1, 2)
-        if pixels.shape[1:] != (3, 224, 224):
-            raise ConfigError(f"crops are RGB pictures of 224x224, and these are {tuple(pixels.shape[1:])}")
+        if not crops:
+            raise ConfigError("an identity needs at least one crop, and the list is empty")
+        arrays = [np.asarray(crop) for crop in crops]
+        for array in arrays:
+            if array.shape != (224, 224, 3):
+                raise ConfigError(f"crops are RGB pictures of 224x224, and one is {array.shape}")
+        pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
         with self._at_work(self.features) as encoder:
             features = encoder(pixels.to(self._device, self.unet.dtype) / 255)
         references = [IDFeatures(*(x[i : i + 1] for x in features)) for i in range(len(crops))]
@@ -217,8 +223,10 @@ class UniPortrait:
     def _at_work(self, network: Module) -> Iterator[Module]:
         """A network where the pipeline computes. Afterwards it rests in main memory: pictures are drawn without it."""
         with self._loading:  # no thread takes it away from another
-            yield network.to(self._device, self.unet.dtype)
-            network.to("cpu")
+            try:
+                yield network.to(self._device, self.unet.dtype)
+            finally:
+                network.to("cpu")
 
     @_Once
     def _nobody(self) -> IDFeatures:
@@ -296,8 +304,9 @@ class UniPortrait:
         Scales are from 0, and those of the weights where not given. `masks`: where each person may be, in the router's
         place: arrays or pictures of the picture's shape, or boxes (left, top, right, bottom) in pixels, one a person;
         where several overlap they share, and what none covers shows nobody. Without masks, `columns` says for how large
-        a share of the denoising, from its start, each of several people keeps to a column of the picture, the first one
-        to the left; 0, the paper's way, lets the routers decide from the first step.
+        a share of the denoising, from pure noise on, each of several people keeps to a column of the picture, the first
+        one to the left; 0, the paper's way, lets the routers decide from the first step. (A picture to start from comes
+        with less than pure noise, so fewer of its steps are in columns.)
 
         `image_prompt`: a picture, or a list of some, that is read beside the text (IP-Adapter, see image_prompt.py):
         its style, its colours, what it shows. `image_scale` says how much, from 0, and `image_mask` where, as in

@@ -77,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--structure-scale", type=float, help="how much of the reference's pose and fine structure comes along"
     )
     portrait.add_argument(
-        "--columns", type=float, help="share of the steps in which each of several people keeps to a column, 0 to 1"
+        "--columns", type=float, help="share of the denoising in which each of several people keeps to a column, 0 to 1"
     )
     portrait.add_argument(
         "--profile", default="tiny", help="tiny, sd15, or the folder of a profile of yours (default: tiny)"

@@ -11,7 +11,7 @@ and the layer adds, at each location, the attention output of the identity that 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +70,7 @@ class Routing(Conditions):
 
     `size`: height and width of the latents. `masks` (B or 1, N, H, W), 0 to 1: take the router's place; what several
     identities claim is shared, and what none claims gets nobody. `columns`: for so large a share of the denoising, from
-    its start, each identity has a column of the picture, in their order (`at`); the routers decide afterwards.
+    pure noise on, each identity has a column of the picture, in their order (`at`); the routers decide afterwards.
     `temperature`: draws with Gumbel noise, in training; None takes the largest. `soft`: draws shares of all identities
     instead of one. `record`, if given, is called with a layer's name, its map psi (B, N, h, w), and the logits, of the
     same shape, where a router was asked, else None.
@@ -78,18 +78,18 @@ class Routing(Conditions):
 
     size: tuple[int, int]
     masks: Tensor | None = None
-    columns: float = 0.0
+    columns: float = field(default=0.0, kw_only=True)
     temperature: float | Tensor | None = None
     soft: bool = False
     record: Callable[[str, Tensor, Tensor | None], None] | None = None
 
     def at(self, done: float, count: int) -> Routing:
-        """The routing of a U-Net call on `count` identities, when a share `done` of the denoising lies behind it.
+        """The routing of a U-Net call on `count` identities, when a share `done` of the noise schedule lies behind it.
 
         Our addition to the paper. Where there is only noise nothing says who is where, so each place would choose for
         itself, and a face that was begun by two people stays a blend of them. Masks that are given make it needless.
         """
-        if self.masks is not None or done >= self.columns:
+        if self.masks is not None or done >= self.columns < 1:  # 1: to the end, whatever the last timestep is
             return self
         return replace(self, masks=columns(count, self.size))
 
@@ -188,7 +188,7 @@ class RoutingMaps:
 
     @property
     def routed(self) -> slice:
-        """The steps in which the routers decided, those after the columns; with masks all steps."""
+        """The steps in which the routers decided, those after the columns; all steps where they never did."""
         return slice(self._told if self._told < len(self.steps) else 0, None)
 
     @property

@@ -71,7 +71,7 @@ class _Call:
             def record(name: str, psi: torch.Tensor, logits: torch.Tensor | None) -> None:
                 self.maps.add(name, psi[nobody:], logits is not None)
 
-        return Routing(size, masks, self.columns, record=record)
+        return Routing(size, masks, columns=self.columns, record=record)
 
 
 def below_compile(unet: object) -> object:
@@ -89,6 +89,11 @@ def guided_by_caller(unet: UNet2DConditionModel) -> bool:
     while frame is not None:
         caller = frame.f_locals.get("self")
         if isinstance(caller, DiffusionPipeline) and below_compile(getattr(caller, "unet", None)) is unet:
+            if getattr(caller, "do_perturbed_attention_guidance", False) or hasattr(caller, "image_guidance_scale"):
+                raise ConfigError(
+                    f"{type(caller).__name__} guides by three kinds of rows, and identities know two, without and with "
+                    "the prompt: use a pipeline without such guidance"
+                )
             guided = getattr(caller, "do_classifier_free_guidance", None)
             if guided is not None:
                 return bool(guided)
@@ -136,8 +141,8 @@ class Injection:
     ) -> Iterator[None]:
         """Calls of the U-Net inside it take these conditions (row 0 nobody, row 1 the identities), or none.
 
-        `masks`, one for each identity, take the router's place, and `columns` do for that share of the denoising, at
-        its start; `maps` gets the routing of each call. `image_prompt`
+        `masks`, one for each identity, take the router's place, and `columns` do for that share of the denoising, from
+        pure noise on; `maps` gets the routing of each call. `image_prompt`
         (row 0 of no picture, row 1 of the picture) is heeded where `image_mask` says, or everywhere.
         """
         call = None
@@ -164,15 +169,17 @@ class Injection:
             if any(layer.active_adapters or layer.merged for layer in layers):
                 raise ConfigError("another LoRA is active in this U-Net, and fusing would hide it: unload it first")
             kept = {layer: weight.detach().to("cpu", copy=True) for layer, weight in layers.items()}
-            for layer in layers:
-                layer.merge(adapter_names=[lora])
-            self._fused = lora
         try:
+            with self._turn:
+                for layer in layers:
+                    layer.merge(adapter_names=[lora])
+                self._fused = lora
             yield
         finally:
             with self._turn, torch.no_grad():
                 for layer, weight in layers.items():
-                    layer.unmerge()
+                    if layer.merged:  # not where memory ran out before its turn
+                        layer.unmerge()
                     weight.copy_(kept[layer])
                 self._fused = None
 

@@ -63,6 +63,7 @@ def inpaint(
     guidance: float | None = None,
     id_scale: float | None = None,
     structure_scale: float | None = None,
+    columns: float = 0.0,
     feather: float = 2.0,
     height: int | None = None,
 ) -> Image.Image:
@@ -71,10 +72,11 @@ def inpaint(
     `mask`: an array or a picture of the picture's shape, white (or True) where something new belongs: see `face_mask`
     and `clothes_mask`. In every step what lies outside is put back, noised as the step has it, as diffusers' own
     inpainting does for U-Nets without inputs for a mask; that pipeline takes latents of four channels only, this those
-    of any autoencoder. `strength`: how much noise is put on what lies inside, 1 forgets it. At the end the picture's
-    own pixels are laid around what was drawn, blended over `feather` pixels within the mask, so that outside of it
-    nothing changes at all. `height`: the picture is drawn so high, and what was drawn is scaled to the picture's size;
-    the model's own height where not given, as larger ones hold more than one face of the size that it knows.
+    of any autoencoder. `strength`: how much noise is put on what lies inside, 1 forgets it. `columns` are those of the
+    whole picture (see `UniPortrait.using`), none by default, as the mask may lie anywhere in it. At the end the
+    picture's own pixels are laid around what was drawn, blended over `feather` pixels within the mask, so that outside
+    of it nothing changes at all. `height`: the picture is drawn so high, and what was drawn is scaled to the picture's
+    size; the model's own height where not given, as larger ones hold more than one face of the size that it knows.
     Raises `ConfigError` for a mask that is empty or of another shape, `PictureError`.
     """
     image = read_picture(picture)
@@ -94,7 +96,7 @@ def inpaint(
     padded, area = _padded(small, unit), _padded(area, unit)
     pipe = pipeline(up, StableDiffusionImg2ImgPipeline)
     keep = _Outside(pipe, padded, np.asarray(area) > 0, seed)
-    with up.using(*people, id_scale=id_scale, structure_scale=structure_scale):
+    with up.using(*people, id_scale=id_scale, structure_scale=structure_scale, columns=columns):
         drawn = pipe(
             prompt, image=padded, strength=strength, num_inference_steps=steps, guidance_scale=guidance,
             generator=torch.Generator().manual_seed(whole("seed", seed, 0)), callback_on_step_end=keep,

@@ -33,6 +33,7 @@ def in_style(
     guidance: float | None = None,
     id_scale: float | None = None,
     structure_scale: float | None = None,
+    columns: float | None = None,
 ) -> Image.Image:
     """A picture of these people that looks as `style` does.
 
@@ -40,7 +41,8 @@ def in_style(
     self-attention reads it too (StyleAligned, see style_alignment.py): `shift` above 0 reads more of it, below 0 less,
     `adain` also gives the new one its contrasts. The style picture itself knows of no identities. Both are of its
     proportions, at the model's own height. A prompt pulls towards the style that its words usually have, the more the
-    higher `guidance` is; an empty one leaves style to the picture. Several people need weights with routers.
+    higher `guidance` is; an empty one leaves style to the picture. Several people need weights with routers;
+    `columns` as in `UniPortrait.using`.
     """
     people = [identities] if isinstance(identities, Identity) else list(identities)
     if len(people) > 1 and not up.routes:
@@ -51,7 +53,7 @@ def in_style(
     pipe = pipeline(up, StableDiffusionPipeline)
     pipe.scheduler = DDIMScheduler.from_config(up.pipe.scheduler.config)
     image = _at_home(read_picture(style), up)
-    conditions = _conditions(up, people, image, id_scale, structure_scale)
+    conditions = _conditions(up, people, image, id_scale, structure_scale, columns)
     way = invert(pipe, image, steps, _rows(conditions, [0], [False]))
     source = way[-1]
     noise = torch.randn(source.shape, generator=torch.Generator().manual_seed(whole("seed", seed, 0))).to(source)
@@ -98,13 +100,19 @@ def _at_home(image: Image.Image, up: UniPortrait) -> Image.Image:
 
 
 def _conditions(
-    up: UniPortrait, people: list[Identity], image: Image.Image, id_scale: float | None, structure_scale: float | None
+    up: UniPortrait,
+    people: list[Identity],
+    image: Image.Image,
+    id_scale: float | None,
+    structure_scale: float | None,
+    columns: float | None,
 ) -> IDConditions | None:
     if not people:
         return None
     found = up.conditions(*people, id_scale=id_scale, structure_scale=structure_scale)
     size = tuple(side // up.pipe.vae_scale_factor for side in (image.height, image.width))
-    return replace(found, routing=Routing(size, columns=up.config.defaults.columns)) if len(people) > 1 else found
+    columns = up.config.defaults.columns if columns is None else number("columns", columns, 0, 1)
+    return replace(found, routing=Routing(size, columns=columns)) if len(people) > 1 else found
 
 
 def _rows(conditions: IDConditions | None, rows: list[int], active: list[bool]) -> dict:

@@ -107,7 +107,7 @@ class Painter:
                 record.add(name, psi[len(part) :])
 
         columns = 0.0 if row in ("no_route", "no_columns") else self.knobs.columns
-        given = {"routing": Routing(latents, masks, columns, record=add)}
+        given = {"routing": Routing(latents, masks, columns=columns, record=add)}
         if row == "said":
             first = [self.identities[part[0].who[0]].saying(SAID), *(self.identities[k] for k in part[0].who[1:])]
             about = self.up.conditions(*first)  # rows of nobody and of the people: the words are the same for all asks

@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for row in rows:
         if row not in ROWS:
             raise ConfigError(f"there is no row {row!r}: there are {', '.join(ROWS)}")
-    if not (folder / "uniportrait" / MULTI).is_file() and {"router", "distinct"} & set(rows):
+    if not (folder / "uniportrait" / MULTI).is_file() and {"no_columns", "router", "said", "distinct"} & set(rows):
         raise WeightsError(f"{folder / 'uniportrait'} holds no {MULTI}: run `train multi_id` first")
     count, each, triples = (6, 1, 8) if args.quick else (args.people, args.prompts_each, args.triples)
     if count < 3 or each < 1 or triples < 0 or args.batch < 1:
