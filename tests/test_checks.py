@@ -37,7 +37,7 @@ def test_the_reference_passes_and_the_stub_is_open(name, exercise):
     assert not verdict and repr(verdict) == OPEN
 
 
-@pytest.mark.parametrize("name", [name for name in notebooks.names_in() if name > "01"])
+@pytest.mark.parametrize("name", [name for name in notebooks.names_in() if "01" < name < "07"])  # 00 and 09 use
 def test_a_notebook_has_at_least_five_exercises(name):
     assert len([1 for owner, _ in EXERCISES if owner == name]) >= 5
 
