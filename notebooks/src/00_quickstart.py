@@ -44,7 +44,7 @@ viz.show(list(pictures.values()), list(pictures))
 # ## Find the face
 #
 # insightface finds the box and five landmarks: eyes, nose, corners of the mouth. The **crop** is turned and scaled so
-# that the landmarks lie where face networks expect them. The rest of the picture plays no part from here on.
+# that the landmarks lie where face networks expect them. What lies outside of it plays no part from here on.
 
 # %%
 faces = upl.faces.detect(pictures["ann"])
@@ -125,6 +125,10 @@ edited = [up(f"a portrait of a person, {wish}", ann, seed=5).images[0] for wish 
 viz.show(edited, wishes)
 
 # %% [markdown]
+# Not all of it was asked for. Where a prompt names no place, that of the reference may come along, as its corners are
+# in the crop: ID features are not purely identity. [01_face_features](01_face_features.ipynb) measures what they hold.
+
+# %% [markdown]
 # ## Four people, one prompt
 #
 # Each portrait is compared with all four references; the number is the similarity to its own.
@@ -173,7 +177,8 @@ print("changed by structure:", not np.array_equal(images[0], images[-1]))
 # %% [markdown]
 # At 0 only the **intrinsic** features speak: what a face recogniser keeps of a face, free of pose and expression. The
 # **structure** features add shallow, detailed ones. During training they are often dropped (DropToken and DropPath), so
-# that the model does not lean on them and copy the reference.
+# that the model does not lean on them and copy the reference. Here the knob changes little: drawings tempt less to copy
+# than photographs do.
 
 # %%
 images, scores = turn("guidance", [1.0, 2.5, 4.0, 8.0])
@@ -215,9 +220,10 @@ print("and less like Ann:", alike(walk[-1], "ann") < alike(walk[0], "ann"))
 # ## Two and three together
 #
 # Several identities in one picture: each should get a face of their own, though the prompt does not say where. In every
-# cross-attention layer a small **router** decides, for each place of the picture, whose ID tokens it listens to. The
-# tinted copies show the routing in the U-Net's way up, averaged over all steps: red listens to the first person, blue
-# to the second, green to the third.
+# cross-attention layer a small **router** decides, for each place of the picture, whose ID tokens it listens to. For
+# the first half of the steps, while there is little but noise, everyone keeps to a column of the picture, the first one
+# to the left; then the routers decide. The tinted copies show what they decided, in the U-Net's way up: red listens to
+# the first person, blue to the second, green to the third.
 
 # %%
 for prompt, names in (
@@ -225,20 +231,22 @@ for prompt, names in (
     ("three friends in the park", ["bob", "cleo", "dan"]),
 ):
     group_picture = up(prompt, [people[name] for name in names], seed=2, routing=True)
-    image, maps = group_picture.images[0], group_picture.routing.mean("up_blocks")[0]
+    image, routing = group_picture.images[0], group_picture.routing
+    maps = routing.mean("up_blocks", routing.routed)[0]
     viz.show([image, tinted(image, maps)], [" and ".join(names), "who listens where"])
     print("each place listens to one of them:", bool(torch.allclose(maps.sum(0), torch.ones(maps.shape[1:]))))
 
 # %% [markdown]
-# These are young routers: in about three of ten pairs, and most triples, somebody is there twice and somebody not at
-# all, as the last picture may show. `distinct=True` finds the faces, matches them with the people, and draws
-# again where that happened, everyone kept to a region of their own.
+# Even so, in one of twenty pairs and one of thirteen triples somebody is there twice, or not at all; without the
+# columns (`columns=0`, the paper's way) in most triples. `distinct=True` finds the faces, matches them with the people,
+# and draws again where that happened, everyone kept to a region of their own.
 
 # %%
 trio = [people[name] for name in names]
-checked = up(prompt, trio, seed=2, distinct=True)
-viz.show([image, checked.images[0]], ["as drawn first", f"distinct, drawn again: {checked.tries[0]}"])
-print("everyone there once, at first and now:", up.assignment(image, trio).distinct, checked.assignment[0].distinct)
+alone = up(prompt, trio, seed=2, columns=0).images[0]
+checked = up(prompt, trio, seed=2, columns=0, distinct=True)
+viz.show([alone, checked.images[0]], ["without columns", f"distinct, drawn again: {checked.tries[0]}"])
+print("everyone there once, at first and now:", up.assignment(alone, trio).distinct, checked.assignment[0].distinct)
 
 # %% [markdown]
 # `masks=` says who is where, in the routers' place: boxes in pixels (left, top, right, bottom), or arrays of the

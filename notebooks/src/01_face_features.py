@@ -265,6 +265,8 @@ checks.with_margin(with_margin)
 # \cos\theta_j \, (t + \cos\theta_j) & \text{where } T < \cos\theta_j \end{cases}
 # \qquad
 # L = -\log \frac{e^{sT}}{e^{sT} + \sum_{j \ne y} e^{s N_j}}$$
+#
+# $s$ is a fixed scale, 64 in the field: cosines end at 1, and without it the softmax could never be sure of anything.
 
 # %% [markdown] exercise="curricular" level="hard" minutes=20 teaches="hard negatives, and when to mind them"
 # ### CurricularFace's logits
@@ -458,8 +460,9 @@ print("and more of what only this picture adds:", means["F_r"][1] > means["vecto
 
 # %% [markdown]
 # Compare green with grey. Left of the line: details of a face that telling people apart does not need, and that a
-# portrait does. They are the paper's reason for the map. Right of it: the map also keeps more of expression, glasses
-# and style, which a portrait should take from the prompt. The training has to deal with that (swapped references, and
+# portrait does. They are the paper's reason for the map, though for most of them the gain is small here. The large ones
+# are right of the line: the map also keeps more of expression, glasses and style, which a portrait should take from the
+# prompt. The training has to deal with that (swapped references, and
 # DropToken and DropPath on $F_s$: next notebook). What the map is worth for portraits at this small scale, against the
 # vector, stands in `docs/experiments.md`: in short trainings not what the paper finds at its own.
 #
@@ -467,7 +470,8 @@ print("and more of what only this picture adds:", means["F_r"][1] > means["vecto
 #
 # ## 5. Face structure features
 #
-# What the deep map has thrown away, the shallow ones still have: textures, fine shapes, exact places. The paper's
+# What a deep map throws away, shallow ones still have: textures, fine shapes, exact places. That is the paper's reason
+# for a second source (part 6 looks how much of it holds here). Its
 # **face structure features** $F_s$ take, at each of 16 x 16 places, the maps of stages 1 to 3, resized, and CLIP's
 # token of that patch, from its second-to-last layer and without the class token. Here that makes 16 + 32 + 64 + 96
 # = 208 channels (the paper: 64 + 128 + 256 + 1280 = 1728).
@@ -604,9 +608,10 @@ viz.show(shown, titles, columns=4)
 print("the nearest is the same person more often by F_r than by F_s:", hits["F_r"] > hits["F_s"])
 
 # %% [markdown]
-# So the two complement each other: $F_r$ says who it is, $F_s$ what this face looks like in this very picture. A model
-# that leans on $F_s$ copies the reference, light and pose included. This is why the paper lets it read $F_s$ through a
-# branch of its own, with a scale, and drops it often in training.
+# $F_r$ says who it is, $F_s$ what this face looks like in this very picture: so says the paper, at its size. Here the
+# division is not clean. $F_r$ knows better who it is, but holds expression and glasses as well; $F_s$ is moved most by
+# style and surroundings. Either way, a model that leans on $F_s$ copies the reference, light and pose included. This is
+# why the paper lets it read $F_s$ through a branch of its own, with a scale, and drops it often in training.
 #
 # ## What the tiny scale cannot show
 #

@@ -272,7 +272,8 @@ print("both sources are read in every layer:", all(0 < step["F_r"][..., :49].sum
 
 # %% [markdown]
 # Then, where in the face. Choose a person and one of the 16 queries; bright places weigh most. (The mean of the heads.
-# A query has no meaning by itself: training gives it one, or not.)
+# A query has no meaning by itself: training gives it one, or not. Some look mostly at the crop's border; why, we did
+# not find out.)
 
 
 # %%
@@ -313,7 +314,7 @@ viz.live(
 # Write `structure_drop(which, dice, drop_path, drop_token, rate)`. `which` (B,) and `dice` (B, L) hold random numbers
 # between 0 and 1. Samples with `which` below `drop_path` lose the branch. The next ones, up to
 # `drop_path + drop_token`, lose those tokens whose die is below `rate`. Return two bool tensors that say what is
-# **kept**: `path` (B,) and `tokens` (B, L). Where the branch is dropped, no token needs to be.
+# **kept**: `path` (B,) and `tokens` (B, L). Where the whole branch is dropped, `tokens` stays True throughout.
 #
 # **Hint.** `thinned = (which >= drop_path) & (which < ...)` are the samples that lose tokens; `thinned[:, None]` lets
 # it meet `dice < rate`. `~` turns True into False.
@@ -384,8 +385,10 @@ viz.live(
 # Two pictures each of four people the training has never seen. Are the ID tokens of one person more alike than those of
 # two? (We subtract the mean of all eight, which says "a face".)
 #
-# There are also tokens of **nobody**, as guidance needs a prediction without the person: the paper takes zeros for
-# $F_r$ and for the backbone's part of $F_s$, and CLIP of an empty picture. In training 5% of the samples are such.
+# There are also tokens of **nobody**, for **guidance**. With it the U-Net is run on a batch of two in every step: row 0
+# without words and person, row 1 with both. The step then goes further than row 1 says, away from row 0:
+# $\hat v = v_0 + w\,(v_1 - v_0)$, where $w$ is the knob `guidance`. For row 0 the paper takes zeros for $F_r$ and for
+# the backbone's part of $F_s$, and CLIP of an empty picture. In training 5% of the samples are such.
 
 # %%
 pairs = {name: (people[name], up.identity(folder / f"{name}_2.png")) for name in people}
@@ -653,4 +656,5 @@ viz.live(
 # * [DropPath](https://arxiv.org/abs/1603.09382) (there: stochastic depth)
 # * In the package: `id_embedding.py`, `attention.py`, `adapter.py`
 #
-# **Next:** several people in one picture, and who of them each position should listen to: `id_routing.py`.
+# **Next:** several people in one picture, and who of them each position should listen to:
+# [03_id_routing](03_id_routing.ipynb).

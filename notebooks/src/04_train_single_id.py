@@ -166,10 +166,11 @@ viz.show(pictures_of(a.sqrt() * by_hand - (1 - a).sqrt() * guess), [f"guessed at
 print("the more noise, the more it has to guess:", bool(errors[-1] > errors[2]))
 
 # %% [markdown]
-# With little noise the face is still to be seen, and nobody needs to be told whose it is. With much noise the model
-# draws *somebody*. What a person looks like is learned in between. How often each timestep is drawn is therefore a
-# choice. The paper draws them uniformly. Our base model prefers late ones, where an iris and a mouth are decided, and
-# its stages follow it (`docs/experiments.md` says what that brought).
+# With little noise the face is still to be seen, and nobody needs to be told whose it is. With nothing but noise one
+# guess is the mean of everybody who fits the caption, a blur; only many steps make somebody of it, and the caption does
+# not say whom. What a person looks like is decided in between. How often each timestep is drawn is therefore a choice.
+# The paper draws them uniformly. Our base model prefers small $t$, the end of denoising, where an iris and a mouth are
+# decided ("fine" below), and its stages follow it (`docs/experiments.md` says what that brought).
 
 # %%
 drawing, axis = viz.axes(height=1.9)
@@ -551,9 +552,8 @@ assert shipped["facesim"] > shipped["facesim_others"]  # portraits are more alik
 print("untrained weights reach less than a quarter of the shipped ones:", untrained["facesim"] < shipped["facesim"] / 4)
 
 # %% [markdown]
-# Now train. The settings below are the package's, but for what suits a few minutes. Fewer portraits and smaller steps,
-# but many: 2,000, and 16 in a step (paper: half a million, and 128). A larger rate, hardly a warm-up, a shorter
-# average.
+# Now train. The settings below are the package's, but for what suits a few minutes: 2,000 portraits, 16 in a batch, 700
+# steps (paper: half a million, 128, and 300,000); a larger rate, hardly a warm-up, a shorter average.
 #
 # It is the command that you would give in a shell, in a process of its own. It goes on where it was if you stop it. The
 # run lives in `runs/lesson_04_...`, which is this notebook's own. Where it was made before, by this notebook or by the
@@ -671,15 +671,16 @@ print("the shipped weights had more than ten times the steps:", earlier + recipe
 #
 # To know what a part brings, train without it, everything else the same. That takes four trainings of 20 minutes, so it
 # was done beforehand, by `python -m uniportrait_lite train single_id` with the flags in the table and 1,200 steps;
-# `docs/experiments.md` has the whole commands, and is where the cell reads its table. s is the
-# similarity between that of strangers (0) and that of real pictures (1), with its 95% interval; "followed" is the share
-# of what the prompts ask for.
+# `docs/experiments.md` has the whole commands, and is where the cell reads its table. That was on an earlier base
+# model, so the rows tell of each other only: the weights of today are better than all of them. s is the similarity
+# between that of strangers (0) and that of real pictures (1), with its 95% interval; "followed" is the share of what
+# the prompts ask for.
 
 # %%
 lines = (tiny.parents[1] / "docs" / "experiments.md").read_text().splitlines()
 start = next(k for k, line in enumerate(lines) if line.startswith("## The ID embedding: ablations"))
 start += next(k for k, line in enumerate(lines[start:]) if line.startswith("| "))
-table = [line for line in lines[start : start + 9] if line.startswith("|")]
+table = [line for line in lines[start : start + 6] if line.startswith("|")]
 cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
 runs = {row[0].replace(" (short)", ""): row[4].translate({ord(x): None for x in "(to)"}).split() for row in cells}
 drawing, axis = viz.axes(height=1.8)
@@ -727,4 +728,5 @@ Markdown("\n".join(table))
 #   [Min-SNR](https://arxiv.org/abs/2303.09556), another answer to which timesteps matter
 # * In the package: `training/`, `loop.py`, `muon.py`; `python -m uniportrait_lite train single_id --help`
 #
-# **Next:** several people in one picture: the multi-ID stage trains routers around what was learned here.
+# **Next:** several people in one picture: the multi-ID stage trains routers around what was learned here, in
+# [05_train_multi_id](05_train_multi_id.ipynb).

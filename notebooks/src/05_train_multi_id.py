@@ -7,8 +7,9 @@
 # **You will** see what this stage trains and what it leaves alone, take one training step apart, write the loop, and
 # watch routers learn who is where, with the routing loss and without it. At the end two processes train together.
 #
-# **You need** routing as in 03_id_routing: logits, Gumbel noise, the routing loss. 04_train_single_id trains the stage
-# before this one. Cells below an exercise use the package's own code, so you can leave out any exercise and read on.
+# **You need** routing as in [03_id_routing](03_id_routing.ipynb): logits, Gumbel noise, the routing loss.
+# [04_train_single_id](04_train_single_id.ipynb) trains the stage before this one. Cells below an exercise use the
+# package's own code, so you can leave out any exercise and read on.
 #
 # The trainings write into `runs/lesson_05`, in folders named by their settings. Run the notebook again, or the one with
 # the solutions, and it finds them finished there and shows them at once. The weights that are shipped stay as they are.
@@ -266,7 +267,8 @@ print("the shipped ones are better everywhere:", all(shipped[part] > start[part]
 #
 # Training needs many pictures, so the package draws a thousand of two people and keeps what the frozen networks make of
 # them in `runs/cache`. (The first time this takes half a minute; 04_train_single_id does the same with portraits.) As
-# in the stage before, a batch leaves out some captions and some faces, for guidance, and swaps some $F_r$.
+# in the stage before, a batch leaves out some captions and some faces, for guidance, and swaps some $F_r$. Its size
+# counts portraits, 128 pixels wide: of wider pictures there are fewer.
 
 # %%
 with progress("1,000 pictures of two people, drawn and encoded"):
@@ -283,7 +285,9 @@ print(f"{len(batch.latents)} pictures in a batch, each with", batch.intrinsic.sh
 # %%
 logits = {}
 routing = Routing(
-    batch.latents.shape[-2:], None, batch.temperature, record=lambda name, psi, scores: logits.update({name: scores})
+    batch.latents.shape[-2:],
+    temperature=batch.temperature,
+    record=lambda name, psi, scores: logits.update({name: scores}),
 )
 with torch.no_grad():  # all that is frozen
     text = model.text_encoder(batch.text).last_hidden_state
@@ -453,9 +457,10 @@ checks.training_step(training_step)
 #
 # ## 6. A run, with and without the routing loss
 #
-# Two runs from the same beginning, in the same steps: one with $\lambda = 0.1$, one with $\lambda = 0$. Each takes
-# about a minute on two free cores. They are short, so we take pairs only (guessing gives a half), small batches and a
-# high rate. Every 20 steps we look at our test: the share of right places, and the maps. What a batch is made of:
+# Two runs from the same beginning, in the same steps: one with $\lambda = 0.1$, one with $\lambda = 0$. (The shipped
+# routers had 2, see docs/experiments.md.) Each takes about a minute on two free cores. They are short, so we take pairs
+# only (guessing gives a half), small batches and a high rate. Every 20 steps we look at our test: the share of right
+# places, and the maps. What a batch is made of:
 
 # %%
 STEPS, EVERY = 160, 20
@@ -595,8 +600,9 @@ print("with the loss maps become surer inside faces:", sure[1] > sure[0])
 #
 # Weights of ours are a folder with both stages in it. We save the two runs, attach each to the pipeline, and draw the
 # same two people from the same noise; beside them the shipped weights, trained much longer. Look whose hair and skin
-# come where. Then one of the two alone: whatever the routers have learned, pictures of **one** person stay as they
-# were, as nothing that they need was touched.
+# come where. (`columns=0` leaves all to the routers: [03_id_routing](03_id_routing.ipynb), part 9. And one picture from
+# one seed proves little: the curves of part 6 are of 24.) Then one of the two alone: whatever the routers have learned,
+# pictures of **one** person stay as they were, as nothing that they need was touched.
 
 # %%
 for config, network in zip(RUNS.values(), (with_loss, without_loss), strict=True):
@@ -612,7 +618,7 @@ together, alone = {}, {}
 for name, folder in folders.items():
     mine = upl.UniPortrait.attach(up.pipe, folder)
     ann, dan = mine.identity(faces / "ann.png"), mine.identity(faces / "dan.png")
-    together[name] = mine("two people in the park, smiling", [ann, dan], seed=3).images[0]
+    together[name] = mine("two people in the park, smiling", [ann, dan], seed=3, columns=0).images[0]
     alone[name] = mine("a woman in the park, smiling", [ann], seed=3).images[0]
     mine.detach()
 viz.show([faces / "ann.png", faces / "dan.png", *together.values()], ["ann", "dan", *together])
@@ -714,7 +720,7 @@ assert len(said) == 2 and recipe["steps"] == 4
 #   drawings, and the shipped routers about a thousand times fewer samples than the paper's.
 # * **Photographs.** Our boxes are exact, our people look into the camera, and hardly hide each other.
 # * **Duplicates.** Nothing in these losses says that each person is there *once*. The authors name it as a weakness,
-#   and advise to draw again; `distinct=True` (03_id_routing) is our way of doing so.
+#   and advise to draw again. Ours are a head start and `distinct=True`: [03_id_routing](03_id_routing.ipynb).
 #
 # ## In five lines
 #
@@ -732,4 +738,4 @@ assert len(said) == 2 and recipe["steps"] == 4
 # * In the package: `training/multi_id.py`, `training/network.py`, `training/batches.py`, `loop.py`
 #
 # **Next:** [00_quickstart](00_quickstart.ipynb) again, with other eyes; or people in poses and styles:
-# 06_controlnet_composition.
+# [06_controlnet_composition](06_controlnet_composition.ipynb).

@@ -57,7 +57,8 @@ diagrams.composition()
 # ## 1. Pictures that say where
 #
 # A prompt says what, hardly where. A **condition image** says where. Two kinds are used here: figures of faces, as
-# OpenPose draws bodies, and edges. Both can be made of any picture, and both forget who is in it.
+# OpenPose draws bodies, and edges. Both can be made of any picture. Figures forget who is in it; edges do not quite,
+# as hair and the outline of a face are edges, too.
 #
 # A figure is a few lines between landmarks. Which pixels belong to a line? Those whose distance from the segment
 # between $a$ and $b$ is small. The point of the segment next to a pixel $p$ is
@@ -266,7 +267,7 @@ assert [steps.index("learns") for steps in learns.values()] == [0, 1, 1, 2]
 #
 # The pipeline is diffusers' own, made of the parts that `up` is attached to and a ControlNet from a file. As both use
 # the same U-Net, `up.using(...)` is all that it needs. The ControlNet itself is never shown the people: it has no
-# processor of ours, and says where, not who.
+# processor of ours. It says where; edges also tell of the face that they were taken from, which then mixes with ours.
 
 
 # %%
