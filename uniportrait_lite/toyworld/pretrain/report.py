@@ -25,6 +25,7 @@ the records that the recipes leave beside their weights (`*.recipe.json`: settin
   `ControlNetModel.from_pretrained` loads them
 * `tiny/ip_adapter/`: an IP-Adapter for image prompts, laid out as the published ones are
 * `tiny/lora/`: a style LoRA, of `looks/glass.py`, as `load_lora_weights` reads it
+* `tiny/profile.yaml`: what the trainings of this stack set otherwise than by default
 * `looks/`: the toy world in other looks, for that LoRA and for a base model of one's own
 * `faces/`: references of four held-out people: `python -m uniportrait_lite.toyworld.references`
 * `prompts/`: evaluation prompts, written by hand
