@@ -37,6 +37,7 @@ class _Call:
     maps: RoutingMaps | None = None
     expanded: dict[tuple, dict[str, Conditions]] = field(default_factory=dict)
 
+    @torch.compiler.disable  # it looks at the frames of its callers, which no compiler follows
     def rows(self, sample: torch.Tensor, unet: UNet2DConditionModel) -> dict[str, Conditions]:
         """The identities and the image prompt, one row for each of the latents (B, c, h, w), on their device; with
         guidance the first half is unconditional, as diffusers stacks it."""
@@ -219,6 +220,7 @@ class Injection:
 
         return forward
 
+    @torch.compiler.disable
     def _at(self, identities: IDConditions, timestep: float) -> IDConditions:
         """The identities in a step of the denoising, in the first of which each may have a column."""
         routing = identities.routing.at(1 - timestep / self.timesteps, identities.tokens.shape[1])
