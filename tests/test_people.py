@@ -106,6 +106,9 @@ def test_the_protocol_draws_and_measures_every_row_with_the_shipped_weights(tmp_
     text = (tmp_path / "people.md").read_text()
     assert text.strip() in capsys.readouterr().out and "## Triples" in text and "| distinct" in text
     assert (tmp_path / "people_3_masks.png").is_file()
+    protocol.main([*few, "--rows", "router", "--columns", "0", "--out", str(tmp_path / "free")])
+    for row in json.loads((tmp_path / "free" / "people.json").read_text())["rows"][1:]:
+        assert row["lowest_each"] == rows["no_columns", row["number"]]["lowest_each"]
 
 
 def test_routers_of_other_single_id_weights_are_no_ablation(tmp_path):

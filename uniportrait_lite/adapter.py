@@ -330,9 +330,7 @@ class UniPortrait:
         if image_prompt is None and image_mask is not None:
             raise ConfigError("image_mask says where an image prompt is heeded: give image_prompt, a picture")
         image = None if image_prompt is None else self._image_prompt(image_prompt, image_scale)
-        columns = self._scale("columns", columns)
-        if columns > 1:
-            raise ConfigError(f"columns is a share of the denoising, from 0 to 1, not {columns}")
+        columns = self._scale("columns", columns, 1)
         with self.injection.using(conditions, guided, masks, maps, image, image_mask, columns):
             yield self
 
@@ -508,8 +506,8 @@ class UniPortrait:
 
     # Checks
 
-    def _scale(self, name: str, value: float | None) -> float:
-        return getattr(self.config.defaults, name) if value is None else number(name, value, 0)
+    def _scale(self, name: str, value: float | None, *highest: float) -> float:
+        return getattr(self.config.defaults, name) if value is None else number(name, value, 0, *highest)
 
     def _check_distinct(self, people: list[Identity], masks: Any, routing: bool, count: int, given: dict) -> None:
         if not people:

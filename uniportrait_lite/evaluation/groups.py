@@ -135,7 +135,7 @@ class Painter:
     def _distinct(self, asks: Sequence[Ask]) -> list[Image.Image]:
         """As `up(..., distinct=True)`: what the router drew, and where someone is doubled or missing, another."""
         images, settled = self._images("router", asks), []
-        names = ("steps", "guidance", "id_scale", "structure_scale")
+        names = ("steps", "guidance", "id_scale", "structure_scale", "columns")
         given = {name: getattr(self.knobs, name) for name in names}
         given |= {"height": images[0].height, "width": images[0].width}
         for image, ask in zip(images, asks, strict=True):

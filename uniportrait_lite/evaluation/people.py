@@ -97,7 +97,7 @@ def plan(people: int, several: Sequence[Prompt], alone: Sequence[Prompt], each: 
 
 
 def evaluate(folder: Path, rows: Sequence[str], asks: dict, people: Sequence[Subject], witnesses: Witnesses, out: Path,
-             batch: int = 16) -> dict:  # fmt: skip
+             batch: int = 16, columns: float | None = None) -> dict:  # fmt: skip
     """Runs the protocol with the networks of `folder`, a profile's; writes what is known after each row; returns it."""
     pipe = pipeline(folder / "sd")
     absent = {}
@@ -114,7 +114,7 @@ def evaluate(folder: Path, rows: Sequence[str], asks: dict, people: Sequence[Sub
             bar.set_description(f"{row} {number}")
             up = UniPortrait.attach(pipe, NO_ROUTE if row == "no_route" else folder / "uniportrait")
             try:
-                painter = Painter(up, people, settings(up.config.defaults), batch, bar.update)
+                painter = Painter(up, people, settings(up.config.defaults, columns=columns), batch, bar.update)
                 drawn = painter.draw(row, asks[number])
             finally:
                 up.detach()
@@ -200,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out, witnesses = check_folder(args.out), Witnesses(folder)
     people = subjects(count, alone, witnesses, args.seed)
     asks = plan(count, several, alone, each, triples, args.seed)
-    result = evaluate(folder, rows, asks, people, witnesses, out, args.batch)
+    result = evaluate(folder, rows, asks, people, witnesses, out, args.batch, args.columns)
     print(people_markdown(result))
     print(f"written to {out}: people.md, people.json, people_NUMBER_ROW.png")
     if result["absent"] and args.rows:
@@ -223,6 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompts-each", type=int, default=2, metavar="N", help="prompts for each group (default: 2)")
     parser.add_argument("--prompts", metavar="FILE", help="JSON (default: data/prompts/people.json)")
     parser.add_argument("--seed", type=int, default=0, help="of scenes and noise (default: 0)")
+    parser.add_argument("--columns", type=float, help="of router, said and distinct (default: as the weights say)")
     parser.add_argument("--rows", metavar="A,B", help=f"which rows (default: {','.join(ROWS)})")
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="portraits, or as many pixels, at once")
     parser.add_argument("--out", default="outputs/people", metavar="FOLDER", help="(default: %(default)s)")
