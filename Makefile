@@ -2,7 +2,8 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Notebooks run on one thread: sums then come in the same order wherever they are run again and compared.
+# Notebooks run on one thread: sums then come in the same order wherever they are run again and compared. Tests run
+# on the other core meanwhile.
 ONE_THREAD := OMP_NUM_THREADS=1
 INSTALLED := $(VENV)/.installed
 
@@ -11,7 +12,7 @@ CHECK := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
 	if $$python -c '$(CHECK)' >/dev/null 2>&1; then echo $$python; break; fi; done)
 
-.PHONY: help demo test lint lab notebooks gallery weights install
+.PHONY: help demo test tests lessons lint lab notebooks gallery weights install
 
 help: ## say what there is to make (this)
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | \
@@ -20,11 +21,17 @@ help: ## say what there is to make (this)
 demo: $(INSTALLED) ## portraits of the people in data/faces -> outputs/portraits.png, and how alike they are
 	$(BIN)/python -m uniportrait_lite demo
 
-test: lint ## style, tests, and the notebooks run again and compared with what they show
-	$(BIN)/python -m pytest -q tests
-	@if ls notebooks/*.ipynb >/dev/null 2>&1; then \
-		echo "$(ONE_THREAD) $(BIN)/python -m pytest -q --nbval --nbval-current-env notebooks"; \
-		$(ONE_THREAD) $(BIN)/python -m pytest -q --nbval --nbval-current-env notebooks; fi
+test: lint ## style, tests, and the notebooks run again and compared with what they show, both at once
+	@mkdir -p runs; echo "The notebooks run beside the tests; what they say follows, and stands in runs/lessons.log."
+	@$(MAKE) --no-print-directory lessons >runs/lessons.log 2>&1 & lessons=$$!; \
+	$(MAKE) --no-print-directory tests; tests=$$?; wait $$lessons; lessons=$$?; \
+	cat runs/lessons.log; exit $$((tests | lessons))
+
+tests: $(INSTALLED) ## the tests alone
+	$(ONE_THREAD) $(BIN)/python -m pytest -q tests
+
+lessons: $(INSTALLED) ## the notebooks alone, run again and compared with what they show
+	$(ONE_THREAD) $(BIN)/python -m pytest -q --nbval --nbval-current-env notebooks
 
 lint: $(INSTALLED) ## style alone
 	$(BIN)/python -m ruff check .

@@ -101,9 +101,11 @@ class Replay:
         self.rule, self.work, self.dtype = Rule(self.cases["salt"]), work, dtype
         self.attached: dict[str, UniPortrait] = {}
 
-    def run(self, kind: str = "") -> Iterator[Case]:
-        """All cases, or those of one kind."""
-        return (self.case(name) for name in self.outputs if name.startswith(kind))
+    def run(self, kind: str = "", **settings) -> Iterator[Case]:
+        """All cases, or those of one kind; the U-Net's with `settings`."""
+        for name in self.outputs:
+            if name.startswith(kind):
+                yield self.case(name, **settings if name.startswith("unet/") else {})
 
     @torch.no_grad()
     def case(self, name: str, **settings) -> Case:
@@ -220,8 +222,11 @@ class Replay:
         hook.remove()
         return given[0]
 
-    def unet(self, case: str, shape: tuple[int, ...], cached: bool = False, fused: bool = False) -> Tensor:
-        """What the U-Net predicts, with keys and values `cached` for the call, or with the LoRA `fused`.
+    def unet(
+        self, case: str, shape: tuple[int, ...], cached: bool = False, fused: bool = False, compiled: str = ""
+    ) -> Tensor:
+        """What the U-Net predicts: with keys and values `cached` for the call, with the LoRA `fused`, or `compiled` by
+        a backend of torch.compile.
 
         The case's name says how many `ids` (0 for `text_only`), `ip_scale`, `left_right_mask`, whether the style is
         shared (`style_aligned`, `shift`, `adain`: in each half of the batch the first picture is the style).
@@ -250,7 +255,11 @@ class Replay:
         text, timestep = self._given("text", batch, 12), torch.tensor(self.cases["unet"]["timestep"])
         if fused and count:
             up.unet.fuse_lora(adapter_names=[SINGLE if count == 1 else SEVERAL])
-        predicted = up.unet(latents, timestep, text, cross_attention_kwargs=conditions).sample
+        unet = up.unet
+        if compiled:
+            torch.compiler.reset()  # nothing of another case is in the way
+            unet = torch.compile(unet, backend=compiled)
+        predicted = unet(latents, timestep, text, cross_attention_kwargs=conditions).sample
         if fused and count:
             up.unet.unfuse_lora()
         return predicted
@@ -273,11 +282,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns what it exits with."""
     parser = argparse.ArgumentParser(description="Compares this package with outputs of the published implementation.")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="holds cases.json and outputs.safetensors")
-    folder, worst = parser.parse_args(arguments).folder, 0.0
+    parser.add_argument("--compile", action="store_true", help="the U-Net's cases through torch.compile (minutes)")
+    given, worst = parser.parse_args(arguments), 0.0
     with tempfile.TemporaryDirectory() as work:
         constants.HF_ASSETS_CACHE = work  # nothing of it stays
         print(f"{'case':64} {'largest error':>13} {'relative':>9}")
-        for case in Replay(folder, Path(work)).run():
+        for case in Replay(given.folder, Path(work)).run(compiled="inductor" if given.compile else ""):
             print(f"{case.name:64} {case.error:13.2e} {case.relative:9.2e}")
             worst = max(worst, case.relative)
     print(f"the worst is {worst:.2e} of its output's standard deviation; {TOLERANCE} is allowed")

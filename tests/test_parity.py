@@ -49,6 +49,17 @@ def test_keys_and_values_computed_once_or_a_fused_lora_change_nothing(replay, na
     assert replay.case(name, **{way: True}).relative < parity.TOLERANCE
 
 
+@pytest.mark.parametrize("name", UNET)
+def test_what_torch_compile_captures_computes_the_same(replay, name):
+    """Without the compiler's own code, which the next test and `parity.py --compile` run."""
+    assert replay.case(name, compiled="aot_eager").relative < parity.TOLERANCE
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
+def test_compiled_code_computes_the_same(replay):
+    assert replay.case("unet/ids=3", compiled="inductor").relative < parity.TOLERANCE
+
+
 def test_half_precision_is_near_and_moves_a_border_of_the_routing_at_most(tmp_path):
     """Where two people's logits are almost equal, rounding may give a location to the other one: a few large errors."""
     for case in parity.Replay(DATA, tmp_path, torch.float16).run("unet"):
