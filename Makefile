@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Notebooks run on one thread: sums then come in the same order wherever they are run again and compared. Tests run
 # on the other core meanwhile.
-ONE_THREAD := OMP_NUM_THREADS=1
+ONE_THREAD := exec env OMP_NUM_THREADS=1
 INSTALLED := $(VENV)/.installed
 
 # The first Python that runs, is of a tested version, and can make an environment. PYTHON=... chooses another.
@@ -22,8 +22,9 @@ demo: $(INSTALLED) ## portraits of the people in data/faces -> outputs/portraits
 	$(BIN)/python -m uniportrait_lite demo
 
 test: lint ## style, tests, and the notebooks run again and compared with what they show, both at once
-	@mkdir -p runs; echo "The notebooks run beside the tests; what they say follows, and stands in runs/lessons.log."
-	@$(MAKE) --no-print-directory lessons >runs/lessons.log 2>&1 & lessons=$$!; \
+	@echo "The notebooks run beside the tests; what they say follows, and stands in runs/lessons.log."
+	@mkdir -p runs; $(MAKE) --no-print-directory lessons >runs/lessons.log 2>&1 & lessons=$$!; \
+	trap 'kill $$lessons 2>/dev/null; exit 130' INT TERM; \
 	$(MAKE) --no-print-directory tests; tests=$$?; wait $$lessons; lessons=$$?; \
 	cat runs/lessons.log; exit $$((tests | lessons))
 

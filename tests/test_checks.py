@@ -90,6 +90,19 @@ def swapped(points, template):
     return right("similarity")(template, points)
 
 
+def rows_of(targets=lambda template: template.T.flatten(), second=lambda x, y, one, zero: (y, x, zero, one)):
+    """`similarity` with other targets, or other rows for y'."""
+
+    def fit(points, template):
+        given = (*points.T, torch.ones(5), torch.zeros(5))
+        x, y, one, zero = given
+        rows = torch.cat([torch.stack([x, -y, one, zero], 1), torch.stack(second(*given), 1)])
+        a, b, u, v = torch.linalg.lstsq(rows, targets(template)).solution
+        return torch.stack([a, -b, u, b, a, v]).view(2, 3)
+
+    return fit
+
+
 def mirrored(points, template):
     matrix = right("similarity")(points, template)
     matrix[0, 1], matrix[1, 0] = -matrix[0, 1], -matrix[1, 0]
@@ -133,10 +146,11 @@ def straight_to_heads(x, heads):
     return x.reshape(x.shape[0], heads, x.shape[1], -1)
 
 
-def reading(source=lambda f, q: torch.cat([f, q], 1), swap=False, merged=True):
+def reading(source=lambda f, q: torch.cat([f, q], 1), swap=False, merged=True, before=lambda x: x):
     """`read_features` with something else in it."""
 
     def read(features, queries, to_q, to_kv, heads):
+        features, queries = before(features), before(queries)
         k, v = to_kv(source(features, queries)).chunk(2, dim=-1)
         k, v = (v, k) if swap else (k, v)
         q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (to_q(queries), k, v))
@@ -144,6 +158,12 @@ def reading(source=lambda f, q: torch.cat([f, q], 1), swap=False, merged=True):
         return out.transpose(1, 2).flatten(2) if merged else out.reshape(*queries.shape[:2], -1)
 
     return read
+
+
+def heads_before_chunk(features, queries, to_q, to_kv, heads):
+    k, v = to_kv(torch.cat([features, queries], 1)).unflatten(-1, (heads, -1)).transpose(1, 2).chunk(2, dim=-1)
+    q = to_q(queries).unflatten(-1, (heads, -1)).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def parallel(queries, intrinsic, structure, to_intrinsic, to_structure, feed_forward, beta):
@@ -161,6 +181,15 @@ def beta_on_everything(queries, intrinsic, structure, to_intrinsic, to_structure
     queries = queries + to_intrinsic(intrinsic, queries)
     queries = beta * (queries + to_structure(structure, queries))
     return queries + feed_forward(queries)
+
+
+def beta_on_the_features(queries, intrinsic, structure, to_intrinsic, to_structure, feed_forward, beta):
+    return right("qformer_layer")(queries, intrinsic, beta * structure, to_intrinsic, to_structure, feed_forward, 1)
+
+
+def nothing_where_dropped(which, dice, drop_path, drop_token, rate):
+    path, tokens = right("structure_drop")(which, dice, drop_path, drop_token, rate)
+    return path, tokens & path[:, None]
 
 
 def dropped_for_kept(which, dice, drop_path, drop_token, rate):
@@ -195,11 +224,16 @@ WRONG = {
         (least_squares, "six free numbers"),
         (swapped, "brings the template to the face"),
         (mirrored, "turns the wrong way round"),
+        (rows_of(targets=lambda template: template.flatten()), "in different orders"),
+        (rows_of(second=lambda x, y, one, zero: (x, y, zero, one)), "y' = b x + a y + v"),
     ],
     "cosines": [
         (lambda a, b: a @ b.T, "dot products"),
         (lambda a, b: F.normalize(a, dim=0) @ F.normalize(b, dim=0).T, "over the pictures"),
         (two_norms, "only one of the two"),
+        (lambda a, b: a @ b.T / (a.norm() * b.norm()), "each has its own"),
+        (lambda a, b: right("cosines")(a, b).acos(), "these are angles"),
+        (lambda a, b: a @ b.T / (a.square().sum(1)[:, None] * b.square().sum(1)), "squared lengths"),
         (lambda a, b: F.cosine_similarity(b[:, None], a[None], dim=-1), "rows and columns are swapped"),
     ],
     "with_margin": [
@@ -207,11 +241,17 @@ WRONG = {
         (lambda cosine, margin: torch.cos(cosine + margin), "cosine of a cosine"),
         (lambda cosine, margin: torch.cos(torch.acos(cosine) - margin), "harder, so it is added"),
         (lambda cosine, margin: torch.acos(cosine) + margin, "take its cosine"),
+        (lambda cosine, margin: right("with_margin")(cosine, 0.5), "whatever is asked for"),
+        (lambda cosine, margin: right("with_margin")(cosine, margin * torch.pi / 180), "for degrees"),
+        (lambda cosine, margin: right("with_margin")(cosine.detach(), margin), "no gradient"),
     ],
     "curricular": [
         (all_negatives, "all negatives are reweighted"),
         (bare_positive, "bare cosine: it should have T"),
         (against_the_bare, "not its bare cosine"),
+        (lambda cosines, labels, t, margin: right("curricular")(cosines, labels, 0.3, margin), "use t"),
+        (lambda cosines, *given: right("curricular")(cosines.detach(), *given), "no gradient"),
+        (lambda *given: 64 * right("curricular")(*given), "s comes later"),
     ],
     "as_tokens": [
         (lambda x: x.flatten(2), "channels still come before places"),
@@ -223,6 +263,10 @@ WRONG = {
         (lambda maps, hidden: joined(maps[:3], hidden[-1][:, 1:]), "second-to-last"),
         (lambda maps, hidden: joined(maps, hidden[-2][:, 1:]), "fourth map"),
         (lambda maps, hidden: joined(maps[:3], hidden[-2][:, 1:], mode="nearest"), "bilinear"),
+        (lambda maps, hidden: joined(maps[:3], hidden[-2][:, 1:], mode="area"), "areas are averaged"),
+        (lambda maps, hidden: joined(maps[:3], hidden[-2][:, 1:], antialias=True), "antialias"),
+        (lambda maps, hidden: joined(maps[:3], hidden[2][:, 1:]), "an earlier layer"),
+        (lambda maps, hidden: joined([m.transpose(2, 3) for m in maps[:3]], hidden[-2][:, 1:]), "column by column"),
     ],
     "attention": [
         (lambda q, k, v: (q @ k.transpose(1, 2)).softmax(-1) @ v, "not divided by the root of d"),
@@ -240,16 +284,26 @@ WRONG = {
         (reading(lambda features, queries: queries), "from the queries alone"),
         (reading(swap=True), "they are swapped"),
         (reading(merged=False), "transpose back"),
+        (
+            reading(lambda f, q: torch.cat([f, q], 1), before=lambda x: F.layer_norm(x, x.shape[-1:])),
+            "they are already",
+        ),
+        (heads_before_chunk, "chunk first"),
     ],
     "qformer_layer": [
         (parallel, "read by the old queries"),
         (without_residuals, "each is a residual"),
         (beta_on_everything, "beta scales everything"),
+        (beta_on_the_features, "before it is read"),
     ],
     "structure_drop": [
         (dropped_for_kept, "tokens says what is dropped"),
         (everyone_thinned, "every sample loses tokens"),
         (one_die_a_sample, "each token has its own"),
+        (nothing_where_dropped, "they stay True there"),
+        (lambda which, dice, a, b, rate: (which >= a, torch.ones_like(dice, dtype=torch.bool)), "no sample loses"),
+        (lambda w, d, a, b, rate: (w >= a, ~((d < rate) & ((w >= a) & (w < b))[:, None])), "drop_path + drop_token"),
+        (lambda *given: tuple(x.float() for x in right("structure_drop")(*given)), "return bools"),
         (lambda which, dice, a, b, rate: which >= a, "two things"),
     ],
     "decoupled": [
@@ -307,6 +361,23 @@ def loss_with(free=True, by_n=True, whole=False, layers=torch.mean, factor=1.0):
             errors = errors.mean(1) if by_n else errors.sum(1)
             losses.append(errors.mean() if whole else errors.sum() / union.sum())
         return factor * layers(torch.stack(losses))
+
+    return made
+
+
+def loss_in_parts(
+    mean=lambda e, c: (e.sum(1) / c.sum(1)).mean(), own=False, union=lambda masks: masks.amax(1, keepdim=True)
+):
+    """`routing_loss` from errors and numbers of places by layer and picture, (layers, B)."""
+
+    def made(maps, boxes):
+        errors, counts = [], []
+        for psi in maps.values():
+            masks = upl.id_routing.box_masks(boxes, psi.shape[-2:])
+            inside = masks if own else union(masks)
+            errors.append((inside * (psi - masks)).square().mean(1).sum((1, 2)))
+            counts.append(union(masks).sum((1, 2, 3)))
+        return mean(torch.stack(errors), torch.stack(counts))
 
     return made
 
@@ -378,7 +449,8 @@ WRONG |= {
         (lambda soft: hard_of(soft) + soft - soft, "the gradient is 0"),
         (lambda soft: hard_of(soft) - soft + soft.detach(), "points the wrong way"),
         (lambda soft: hard_of(soft, 2) + soft - soft.detach(), "over the places"),
-        (lambda soft: hard_of(soft) * (1 + soft - soft.detach()), "the winners alone"),
+        (lambda soft: hard_of(soft) * (1 + soft - soft.detach()), "the winners alone: the losers"),
+        (lambda soft: hard_of(soft) * soft / soft.detach(), "divided by their shares"),
     ],
     "routing_loss": [
         (loss_with(free=False), "the background counts"),
@@ -387,6 +459,10 @@ WRONG |= {
         (loss_with(whole=True), "only those in W count"),
         (loss_with(layers=torch.sum), "take their mean"),
         (loss_with(factor=0.1), "lambda is in it"),
+        (loss_in_parts(lambda e, c: (e / c).mean()), "each picture is averaged by itself"),
+        (loss_in_parts(lambda e, c: e.sum() / c.sum()), "counted together"),
+        (loss_in_parts(own=True), "its own box alone"),
+        (loss_in_parts(union=lambda masks: masks.sum(1, keepdim=True)), "where boxes overlap"),
     ],
     "shares": [
         (shared(lambda x: x / x.sum(1, keepdim=True)), "give NaN"),
@@ -394,6 +470,7 @@ WRONG |= {
         (shared(lambda x: x), "counts several times"),
         (shared(lambda x: x.softmax(1)), "softmax gives something"),
         (shared(lambda x: x / x.sum(1, keepdim=True).clamp_min(1), mode="nearest"), "mode='area'"),
+        (shared(lambda x: x / x.sum(1, keepdim=True).clamp_min(1), mode="bilinear"), "averages all"),
     ],
     "who_is_where": [
         (each_their_nearest, "match them one to one"),
@@ -419,6 +496,16 @@ def mixed_with(clean_share, noise_share):
 def weighed(weights_of=lambda inside, weight: 1 + (weight - 1) * inside, mean=lambda e, w: (e * w).sum() / w.sum()):
     """`face_loss` with other weights, or with another mean."""
     return lambda error, inside, weight: mean(error, weights_of(inside, weight))
+
+
+def two_means(error, inside, weight):
+    means = [(error * where).sum() / where.sum() for where in (inside, 1 - inside)]
+    return (weight * means[0] + means[1]) / (weight + 1)
+
+
+def weighs_in_place(error, inside, weight):
+    inside.mul_(weight - 1).add_(1)
+    return (error * inside).sum() / inside.sum()
 
 
 def frozen_last(base, added):
@@ -465,6 +552,30 @@ def first_of_the_person(people, dice, rate):
     return torch.where(dice < rate, first, torch.arange(len(people)))
 
 
+def swapped_with(step):
+    """`swapped` with the picture that many further on, or with the person's first other one."""
+
+    def swap(people, dice, rate):
+        source = torch.arange(len(people))
+        for i in (dice < rate).nonzero().flatten().tolist():
+            own = (people == people[i]).nonzero().flatten()
+            others = own[own != i] if step is None else own[((own == i).nonzero()[0] + step) % len(own)]
+            source[i] = others[0] if len(others) else i
+        return source
+
+    return swap
+
+
+def clips_one_by_one(loss_of, batch, parameters, optimizer, max_norm):
+    optimizer.zero_grad()
+    loss = loss_of(batch)
+    loss.backward()
+    for parameter in parameters:
+        torch.nn.utils.clip_grad_norm_([parameter], max_norm)
+    optimizer.step()
+    return loss.item()
+
+
 def stepping(order):
     """`one_step` with its lines in another order: some of zero, backward, clip, step."""
 
@@ -503,6 +614,9 @@ WRONG |= {
         (mixed_with(lambda a: (1 - a).sqrt(), lambda a: a.sqrt()), "swapped: alpha_bar near 1"),
         (mixed_with(lambda a: a.sqrt(), lambda a: 1), "added in full"),
         (mixed_with(lambda a: a.sqrt(), lambda a: 1 - a.sqrt()), "is not sqrt(1 - alpha_bar)"),
+        (mixed_with(lambda a: a, lambda a: (1 - a).sqrt()), "the picture's share lacks its root"),
+        (mixed_with(lambda a: a.sqrt(), lambda a: 1 - a), "the noise's share lacks its root"),
+        (lambda x, e, a: right("noisy")(x, e, a[:1].expand_as(a)), "the first one's alpha_bar"),
         (lambda x, e, a: a.sqrt() * x + (1 - a).sqrt() * e, "along the columns"),
     ],
     "velocity": [
@@ -510,30 +624,39 @@ WRONG |= {
         (mixed_with(lambda a: a.sqrt(), lambda a: (1 - a).sqrt()), "noisy picture"),
         (mixed_with(lambda a: (1 - a).sqrt(), lambda a: -a.sqrt()), "sign is turned"),
         (mixed_with(lambda a: -a.sqrt(), lambda a: (1 - a).sqrt()), "roots are swapped"),
+        (mixed_with(lambda a: a.sqrt(), lambda a: -(1 - a).sqrt()), "and the sign is turned"),
     ],
     "face_loss": [
         (weighed(mean=lambda e, w: (e * w).mean()), "sum of the weights"),
         (weighed(lambda inside, weight: inside), "nothing counts any more"),
         (weighed(lambda inside, weight: 1 + weight * inside), "1 + weight times"),
         (weighed(mean=lambda e, w: ((e * w).sum((1, 2)) / w.sum((1, 2))).mean()), "a mean of its own"),
+        (two_means, "a mean each"),
+        (lambda error, inside, weight: right("face_loss")(error.detach(), inside, weight), "no gradient"),
+        (weighs_in_place, "overwrites inside"),
     ],
     "trained_only": [
         (frozen_last, "frozen with it"),
         (put_to_sleep, "eval() does not"),
         (everything_to_the_optimiser, "frozen parameters, too"),
         (of_the_base_alone, "every module that was added"),
+        (lambda base, added: iter(right("trained_only")(base, added)), "a list is wanted"),
     ],
     "hidden": [
         (hides(lambda silent, second: silent), "only a share of them"),
         (hides(lambda silent, second: second), "with a caption, too"),
         (hides(lambda silent, second: silent | second), "only where the caption went"),
         (hides_in_place, "changes the tensors"),
+        (lambda text, *given: right("hidden")(text, given[0], 0 * given[1], *given[2:]), "tokens of its own"),
     ],
     "swapped": [
         (first_of_the_person, "always the person's first picture"),
         (lambda people, dice, rate: right("swapped")(people, 1 - dice, 1 - rate), "wrong way round"),
         (lambda people, dice, rate: right("swapped")(people, dice, 2.0), "every picture is swapped"),
         (lambda people, dice, rate: people[right("swapped")(people, dice, rate)], "it returns people"),
+        (lambda people, dice, rate: torch.arange(len(people)), "need not be neighbours"),
+        (swapped_with(-1), "the picture before"),
+        (swapped_with(None), "the first of their other pictures"),
     ],
     "one_step": [
         (stepping("backward clip step"), "gradients add up"),
@@ -541,12 +664,17 @@ WRONG |= {
         (stepping("backward zero clip step"), "set to zero between"),
         (stepping("clip step zero backward"), "gradients of the step before"),
         (stepping("zero backward clip"), "optimizer.step() is missing"),
+        (stepping("zero clip step"), "is there a loss.backward()"),
+        (lambda loss, b, p, o, norm: right("one_step")(loss, b, p, o, 1.0), "max_norm says to which"),
+        (clips_one_by_one, "clip all together"),
         (keeps_the_graph, "with its graph"),
     ],
     "averaged": [
         (lambda average, weights, decay, step: right("averaged")(weights, average, decay, step), "swapped"),
         (lambda average, weights, decay, step: decay * average + (1 - decay) * weights, "early in training"),
         (averaged_in_place, "changes the weights"),
+        (lambda a, w, d, k: (r := max(d, (1 + k) / (10 + k))) * a + (1 - r) * w, "the larger of the two"),
+        (lambda average, *given: average.copy_(right("averaged")(average, *given)), "changes the average"),
     ],
 }
 
@@ -632,17 +760,24 @@ WRONG |= {
         (with_background, "nobody is there to be right about"),
         (with_overlaps, "places in two boxes"),
         (of_all_places, "divide by the number"),
+        (lambda scores, masks: ((scores * masks).sum(1) > 0.5)[masks.sum(1) == 1].float().mean(), "above a half"),
     ],
     "stage_loss": [
         (stage_loss_of(lambda scores: scores), "the logits as they are"),
         (stage_loss_of(lambda scores: scores.softmax(-1)), "softmax runs over places"),
         (stage_loss_of(upl.id_routing.one_hot), "no gradient would come back"),
         (stage_loss_of(lambda scores: scores.softmax(1), lambda d, r, w: d + r), "lambda is not used"),
+        (stage_loss_of(lambda scores: scores.softmax(1), lambda d, r, w: d + 0.1 * r), "whatever is asked for"),
+        (stage_loss_of(torch.sigmoid), "from a sigmoid"),
+        (stage_loss_of(lambda scores: scores.softmax(1).detach()), "through the routing loss"),
+        (stage_loss_of(lambda scores: scores.softmax(1), lambda d, r, w: d.item() + w * r), "the diffusion loss"),
     ],
     "temperature": [
         (never_at_its_end, "goes on falling"),
         (dividing_by_zero, "divides by 0"),
         (lambda step, first, last, cooling: right("temperature")(step, last, first, cooling), "rises from last"),
+        (lambda s, first, last, cooling: first * (1 - last * min(1, s / (cooling or 1))), "`first` times `last`"),
+        (lambda step, first, last, cooling: right("temperature")(step, first, last, cooling or step + 1), "beginning"),
     ],
     "training_step": [
         (step_of("bcs"), "add up"),
@@ -652,16 +787,20 @@ WRONG |= {
         (step_of("zbc"), "have not moved"),
         (step_of("zbcs", "diffusion"), "on the diffusion loss alone"),
         (step_that_keeps_the_graph, "loss.item()"),
+        (step_of("bcsz"), "only after the step"),
     ],
     "changed": [
         (lambda a, b: {name for name in a if not torch.allclose(a[name], b[name])}, "its last bit only"),
         (lambda a, b: {name for name in a if torch.equal(a[name], b[name])}, "stayed the same"),
         (lambda a, b: {name for name in a if a[name] is not b[name]}, "compare values, not objects"),
+        (lambda a, b: sorted(right("changed")(a, b)), "a set of names"),
     ],
     "averaged_gradients": [
         (together(lambda every: every.sum(0)), "added up"),
         (together(lambda every: every), "side by side"),
         (lambda processes: processes[0], "only the first process"),
+        (together(lambda every: every.sum(0) / 2), "whatever the number of processes"),
+        (together(lambda every: every.sum(0) / 4), "the number of names"),
     ],
 }
 
@@ -677,6 +816,25 @@ def along(a, b, height, width, keep=lambda t: t.clamp(0, 1), by=lambda way: way.
 
 def near(x, side=3):
     return F.max_pool2d(x.float()[None], side, stride=1, padding=side // 2)[0]
+
+
+def by_neighbours(moves, pad=1):
+    """`agreement` with other neighbours; without padding those across the border are some, too."""
+
+    def near(x):
+        seen = torch.stack([F.pad(x, (pad,) * 4).roll(move, (0, 1)) for move in moves]).any(0)
+        return seen[pad : seen.shape[0] - pad, pad : seen.shape[1] - pad].float()
+
+    def agree(a, b):
+        p, r = near(b)[a].mean(), near(a)[b].mean()
+        return 2 * p * r / (p + r)
+
+    return agree
+
+
+def by_instance_norm(x, reference):
+    deviation, mean = torch.std_mean(reference, dim=1, keepdim=True)
+    return F.instance_norm(x.transpose(1, 2), eps=0).transpose(1, 2) * deviation + mean
 
 
 def exact_f1(a, b):
@@ -729,6 +887,10 @@ WRONG |= {
         (lambda a, b: near(b)[a].mean(), "the first map's edges alone"),
         (lambda a, b: (near(b)[a].mean() + near(a)[b].mean()) / 2, "harmonic mean"),
         (lambda a, b: (near(a) == near(b)).float().mean(), "most are no edges"),
+        (lambda a, b: right("agreement")(a, b) / 2, "factor of 2"),
+        (by_neighbours([(0, 0), (0, 1), (1, 0), (0, -1), (-1, 0)]), "corners of the 3 x 3"),
+        (by_neighbours([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j]), "same pixel does not count"),
+        (by_neighbours([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)], pad=0), "across the border"),
     ],
     "zero_conv_gradients": [
         (averaged_gradients, "mean over places"),
@@ -741,23 +903,27 @@ WRONG |= {
         (masked_query, "still gets the mean of the values"),
         (lambda q, t, i, p, a, b, mask: right("three_branches")(q, t, i, p, a, b, 1 - mask), "turned round"),
         (lambda q, t, i, p, a, b, mask: right("three_branches")(q, t, i, p, b, a, mask), "scales are swapped"),
+        (lambda q, t, i, p, a, b, mask: right("three_branches")(q, t, i, p, a, b, (mask > 0) * 1.0), "all or nothing"),
     ],
     "ddim_step": [
         (as_if_epsilon, "v is taken for the noise"),
         (lambda x, v, now, later: right("ddim_step")(x, v, later, now), "now and later are swapped"),
         (lambda x, v, now, later: now.sqrt() * x - (1 - now).sqrt() * v, "predicted clean picture"),
         (lambda x, v, now, later: right("ddim_step")(x, v, now.square(), later.square()), "values are not"),
+        (lambda x, v, now, later: right("ddim_step")(x, v, now, 1 - later), "each other's share"),
     ],
     "adain": [
         (lambda x, reference: spread(x, reference, 2), "over the channels"),
         (lambda x, reference: spread(reference, x, 1), "roles are swapped"),
         (lambda x, reference: x - x.mean(1, keepdim=True) + reference.mean(1, keepdim=True), "only the mean"),
+        (by_instance_norm, "one kind of deviation"),
     ],
     "known_and_drawn": [
         (lambda d, c, n, inside, a: right("known_and_drawn")(d, c, n, 1 - inside, a), "turned round"),
         (lambda d, c, n, inside, a: inside * d + (1 - inside) * c, "known latents are clean"),
         (lambda d, c, n, inside, a: inside * d + (1 - inside) * (a * c + (1 - a) * n), "without its root"),
         (lambda d, c, n, inside, a: right("known_and_drawn")(d, c, n, inside, 1 - a), "shares are swapped"),
+        (lambda d, c, n, inside, a: inside * d + (1 - inside) * a.sqrt() * c + (1 - a).sqrt() * n, "put brackets"),
     ],
 }
 

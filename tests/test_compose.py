@@ -1,5 +1,6 @@
 """Condition images, and people in existing pictures."""
 
+import importlib.util
 import json
 from types import SimpleNamespace
 
@@ -73,6 +74,19 @@ def test_edges_are_where_a_picture_changes():
     found = np.asarray(compose.edges_of(picture.convert("L")))  # any mode
     assert found.shape == (64, 64, 3) and set(np.unique(found)) == {0, 255}
     assert found[:, 29:35].any(axis=(1, 2)).all() and not found[:, :28].any() and not found[:, 36:].any()
+
+
+def test_annotators_are_those_of_an_optional_library():
+    picture = Image.new("RGB", (96, 64), "black")
+    picture.paste("white", (48, 0, 96, 64))
+    if importlib.util.find_spec("controlnet_aux") is None:
+        with pytest.raises(ConfigError, match="pip install controlnet-aux; .*compose.edges_of"):
+            compose.annotated(picture, "canny")
+        pytest.skip("controlnet_aux is not installed")
+    found = np.asarray(compose.annotated(picture, "canny"))
+    assert found.shape == (64, 96, 3) and found[:, 44:52].any(axis=(1, 2)).all() and not found[:, :40].any()
+    with pytest.raises(ConfigError, match="no annotator 'cany': .*canny"):
+        compose.annotated(picture, "cany")
 
 
 @pytest.mark.parametrize(

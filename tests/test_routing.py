@@ -354,7 +354,7 @@ def test_masks_serve_several_people_before_the_second_stage(pipe, folder, tmp_pa
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_each_person_needs_a_mask(up, people, count):
-    with pytest.raises(ConfigError, match=f"{count} masks for 2 people"):
+    with pytest.raises(ConfigError, match=f"masks: {count} for 2 people"):
         draw(up, people[:2], masks=[(0, 0, 9, 9)] * count)
 
 

@@ -18,12 +18,12 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel
 
-from uniportrait_lite import checkpoints
+from uniportrait_lite import checkpoints, speed
 from uniportrait_lite.adapter import UniPortrait
 from uniportrait_lite.backbone import IRConfig, IRResNet
 from uniportrait_lite.errors import ConfigError, WeightsError
 from uniportrait_lite.id_routing import box_masks
-from uniportrait_lite.speed import fast_attention
+from uniportrait_lite.speed import attention, fast_attention
 from uniportrait_lite.toyworld import Person, reference, wording
 from uniportrait_lite.toyworld.pretrain import data as world
 from uniportrait_lite.toyworld.pretrain import latents as world_latents
@@ -332,10 +332,13 @@ def test_fast_attention_gives_the_same_sums(monkeypatch):
             got = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         assert got.dtype == torch.bfloat16
         torch.testing.assert_close(got.float(), expected, rtol=3e-2, atol=3e-2)
-    expected = F.scaled_dot_product_attention(q.float(), q.float(), q.float(), is_causal=True)
-    with fast_attention():
-        causal = F.scaled_dot_product_attention(q, q, q, is_causal=True)
+    taken = []
+    monkeypatch.setattr(speed, "attention", lambda *given, **named: taken.append(1) or attention(*given, **named))
+    expected = F.scaled_dot_product_attention(q.float(), q.float(), q.float(), is_causal=True, scale=0.3)
+    with fast_attention():  # as transformers' CLIP asks for it
+        causal = F.scaled_dot_product_attention(q, q, q, is_causal=True, scale=0.3)
     torch.testing.assert_close(causal.float(), expected, rtol=3e-2, atol=3e-2)
+    assert taken
 
 
 def test_validation_is_the_same_each_time_and_tells_features_apart(place):

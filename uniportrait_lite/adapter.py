@@ -318,7 +318,7 @@ class UniPortrait:
         """
         self._check_attached()
         if masks is not None and len(masks) != len(identities):
-            raise ConfigError(f"{len(masks)} masks for {len(identities)} people: give each person one")
+            raise ConfigError(f"masks: {len(masks)} for {len(identities)} people; give each person one")
         if len(identities) > 1 and masks is None and not self.routes:
             raise ConfigError(
                 f"{len(identities)} people in one picture need ID routing, and these weights have had the single-ID "

@@ -22,17 +22,20 @@ class fast_attention(TorchFunctionMode):  # noqa: N801 - used as a context manag
         return func(*args, **kwargs)
 
 
-def _slow(query: Tensor, key: Tensor, value: Tensor, attn_mask=None, dropout_p=0.0, is_causal=False, **other) -> bool:
+def _slow(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **other
+) -> bool:
     """Whether torch's own kernel would be the slow one, and nothing is asked of it that `attention` does not do."""
     slow = query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[:-2] == query.shape[:-2]
-    return slow and not dropout_p and not other
+    return slow and not dropout_p and not other and not (is_causal and attn_mask is not None)
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, **_
-) -> Tensor:
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False,
+    scale: float | None = None, **_,
+) -> Tensor:  # fmt: skip
     """`F.scaled_dot_product_attention` of (B,heads,L,d), without dropout."""
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-1, -2)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if attn_mask is not None:

@@ -43,7 +43,8 @@ viz.show(list(pictures.values()), list(pictures))
 # %% [markdown]
 # ## Find the face
 #
-# insightface finds the box and five landmarks: eyes, nose, corners of the mouth. The **crop** is turned and scaled so
+# insightface, with a detector trained on drawn faces, finds the box and five landmarks: eyes, nose, corners of the
+# mouth. The **crop** is turned and scaled so
 # that the landmarks lie where face networks expect them. What lies outside of it plays no part from here on.
 
 # %%
@@ -60,7 +61,8 @@ try:
     up.identity(friends)
 except upl.SeveralFacesError as question:
     print(question)
-viz.show([friends, up.identity(friends, face=0).crops[0], up.identity(friends, face=1).crops[0]])
+crops = [up.identity(friends, face=number).crops[0] for number in (0, 1)]
+viz.show([friends, *crops], ["two friends", "face=0", "face=1"])
 
 # %% [markdown]
 # ## From a face to 16 tokens
@@ -100,7 +102,7 @@ viz.show(strangers, [f"seed {seed}" for seed in range(4)])
 
 # %%
 def alike(image, name):
-    """How alike the judge finds a picture and a person's reference; 0, as strangers are, where it sees no face."""
+    """How alike the judge finds a picture and a person's reference; 0, as strangers are in the mean, for no face."""
     try:
         return face_similarity(image, pictures[name])
     except upl.NoFaceError:
@@ -111,7 +113,10 @@ portrait = np.mean([alike(image, "ann") for image in portraits])
 stranger = np.mean([alike(image, "ann") for image in strangers])
 ceiling = alike(second["ann"], "ann")
 floor = np.mean([alike(pictures[name], "ann") for name in ("bob", "cleo", "dan")])
-print(f"to Ann: another picture of her {ceiling:z.1f}, the portraits {portrait:z.1f}, other real people {floor:z.1f}")
+print(
+    f"to Ann: another picture of her {ceiling:z.1f}, the portraits {portrait:z.1f}, the made-up people {stranger:z.1f},"
+)
+print(f"other real people {floor:z.1f} (of three; over many it is 0)")
 print("portraits are more like Ann than made-up people are:", portrait > stranger)
 
 # %% [markdown]
@@ -126,7 +131,8 @@ viz.show(edited, wishes)
 
 # %% [markdown]
 # Not all of it was asked for. Where a prompt names no place, that of the reference may come along, as its corners are
-# in the crop: ID features are not purely identity. [01_face_features](01_face_features.ipynb) measures what they hold.
+# in the crop, and so may glasses; a hat may come unasked. [01_face_features](01_face_features.ipynb) measures what ID
+# features hold.
 
 # %% [markdown]
 # ## Four people, one prompt
@@ -145,14 +151,15 @@ print("closer to the own reference than to the others', on average:", np.mean(ta
 # %% [markdown]
 # ## The knobs
 #
-# | knob | what it does | low | high |
-# | --- | --- | --- | --- |
-# | `id_scale` | weight of the ID tokens beside the prompt's | anybody | the person, prompts obeyed less |
-# | `structure_scale` | weight of the fine structure of the reference, pose and expression included | freer | closer |
-# | `guidance` | how far to go from "nobody, no prompt" to this person and prompt | vague | strong, then overdone |
-# | `steps` | denoising steps | fast, rough | slow, fine |
+# | knob | what it does | low | high | here |
+# | --- | --- | --- | --- | --- |
+# | `id_scale` | weight of the ID tokens beside the prompt's | anybody | the person, prompts obeyed less | 1 |
+# | `structure_scale` | weight of the reference's fine structure, pose and expression included | freer | closer | 1 |
+# | `guidance` | how far to go from "nobody, no prompt" to this person and prompt | vague | strong, overdone | 4 |
+# | `steps` | denoising steps | fast, rough | slow, fine | 20 |
 #
-# One function for all four: it turns one knob, and leaves the others where the weights do best.
+# One function for all four: it turns one knob, and leaves the others at these defaults. (One picture each: differences
+# of a tenth say nothing.)
 
 
 # %%
@@ -201,6 +208,7 @@ one = up(prompt, people["dan"], seed=3, num_images=2).images
 two = up(prompt, both, seed=3, num_images=2).images
 viz.show([pictures["dan"], *one], ["the reference", *(f"one: {alike(image, 'dan'):.2f}" for image in one)])
 viz.show([second["dan"], *two], ["the second", *(f"two: {alike(image, 'dan'):.2f}" for image in two)])
+# Both are compared with the first picture, which is all that "one" has seen: 02_id_embedding takes a third for judge.
 lengths = [identity.parts[0][1].intrinsic.shape[1] for identity in (people["dan"], both)]
 print("intrinsic features of one reference and of two:", lengths)
 
@@ -222,8 +230,8 @@ print("and less like Ann:", alike(walk[-1], "ann") < alike(walk[0], "ann"))
 # Several identities in one picture: each should get a face of their own, though the prompt does not say where. In every
 # cross-attention layer a small **router** decides, for each place of the picture, whose ID tokens it listens to. For
 # the first half of the steps, while there is little but noise, everyone keeps to a column of the picture, the first one
-# to the left; then the routers decide. The tinted copies show what they decided, in the U-Net's way up: red listens to
-# the first person, blue to the second, green to the third.
+# to the left; then the routers decide. The tinted copies show what they decided, in the mean of the layers of the
+# U-Net's way up: red listens to the first person, blue to the second, green to the third.
 
 # %%
 for prompt, names in (
@@ -234,10 +242,10 @@ for prompt, names in (
     image, routing = group_picture.images[0], group_picture.routing
     maps = routing.mean("up_blocks", routing.routed)[0]
     viz.show([image, tinted(image, maps)], [" and ".join(names), "who listens where"])
-    print("each place listens to one of them:", bool(torch.allclose(maps.sum(0), torch.ones(maps.shape[1:]))))
+    print("the shares of a place add up to 1:", bool(torch.allclose(maps.sum(0), torch.ones(maps.shape[1:]))))
 
 # %% [markdown]
-# Even so, in one of twenty pairs and one of thirteen triples somebody is there twice, or not at all; without the
+# Even so, in one of fifty pairs and one of ten triples somebody is there twice, or not at all; without the
 # columns (`columns=0`, the paper's way) in most triples. `distinct=True` finds the faces, matches them with the people,
 # and draws again where that happened, everyone kept to a region of their own.
 

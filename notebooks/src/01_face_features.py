@@ -91,7 +91,8 @@ checks.similarity(similarity)
 
 # %% [markdown]
 # The package's `align` does the same for many faces at once. `cv2.warpAffine` applies the matrix to a picture: the crop
-# is 224 pixels wide, twice the template. It is the very crop that `upl.faces.detect` returns.
+# is 224 pixels wide, twice the template's 112, and the one that `upl.faces.detect` returns. (This face looks to the
+# side. A similarity cannot bend it, so not all of the template's points lie on its landmarks.)
 
 # %%
 matrix = align(found[0].landmarks[None], side=224)[0]
@@ -120,9 +121,10 @@ print("the aligned mean is sharper around the eyes:", sharpness[1] > sharpness[0
 # %% [markdown]
 # ## 2. A recogniser, stage by stage
 #
-# The face backbone is an *improved residual network* in four stages; each halves the map and doubles its channels. Here
-# it is a small one, trained by this project on drawn people. The paper uses the same kind with 101 layers, trained with
-# CurricularFace on Glint360K. Both end in a **head** that turns the last map into one vector for a face.
+# The face backbone is an *improved residual network* in four stages, each of which halves the map; from one to the next
+# the channels double. Here it is a small one, trained by this project on drawn people. The paper uses the same kind
+# with 101 layers, trained with CurricularFace on Glint360K. Both end in a **head** that turns the last map into one
+# vector for a face.
 
 
 # %%
@@ -144,7 +146,7 @@ for number, features in enumerate(maps, 1):
 
 # %% [markdown]
 # What do they look like? A map has more channels than a screen has colours. So we take its three main directions
-# (principal components) as red, green and blue.
+# (principal components) as red, green and blue; of each map for itself, so colours of two maps cannot be compared.
 
 
 # %%
@@ -165,7 +167,8 @@ viz.show([x for i in (0, 3) for x in (found[i].crop, *(colours(m[i]) for m in ma
 # %% [markdown]
 # Early stages are still a picture: edges, shades, hair. Late ones are coarse, and hard to read for us. Are they easier
 # to read for somebody who looks for *identity*? We take people whom the network has never seen, in six pictures each,
-# with other expressions, light, hats and styles, and ask: are two pictures of one person more alike than two of two?
+# with other expressions, light, hats and styles, and ask: are two pictures of one person more alike than pictures of
+# two people?
 
 # %% [markdown] exercise="cosines" level="easy" minutes=5 teaches="the similarity that all face recognition uses"
 # ### How alike are two faces?
@@ -299,8 +302,8 @@ show_source(CurricularFace.forward)
 
 # %% [markdown]
 # Move $t$ and $m$. The grey line is an untouched negative; blue is what the loss makes of it, for a right class at
-# $\theta_y = 45°$. Right of the dashed line $T$ negatives are hard. At $t = 0$ they count less than their cosine, and
-# training begins gently. Once $t$ exceeds $1 - \cos\theta_j$ they count more.
+# $\theta_y = 45°$. Right of the dashed line $T$ negatives are hard. At $t = 0$ positive cosines count less than they
+# are, and training begins gently. Once $t$ exceeds $1 - \cos\theta_j$ they count more.
 
 
 # %%
@@ -327,7 +330,7 @@ viz.live(
 
 # %% [markdown]
 # And what the margin is for. Six people get centres on a circle, and a linear map learns to bring their pictures there,
-# from the map of stage 4. In each panel the margin is larger; the number is the mean angle to the own centre, over
+# from the map of stage 4. In each panel the margin is larger; the number is the mean angle to their own centre, over
 # pictures that were not trained on.
 
 # %%
@@ -372,13 +375,13 @@ print("the largest margin puts them closer than none:", angles[2] < angles[0])
 # ## 4. Why the map, and not the vector?
 #
 # Most methods before UniPortrait condition on the vector: it is what recognition is made for. The paper (section "ID
-# embedding") takes the **last map before the fully connected layer**: for intrinsic ID features $F_r$, every place
-# of it is a token. In its ablation that step alone raises the face similarity from 45.5 to 58.3.
+# embedding") takes the **last map before the fully connected layer**: every place of it is a token of the intrinsic ID
+# features $F_r$. In its ablation that step alone raises the face similarity from 45.5% to 58.3%.
 
 # %% [markdown] exercise="as_tokens" level="easy" minutes=5 teaches="reading a feature map as a sequence of tokens"
 # ### A map is a sequence
 #
-# Write `as_tokens(features)`: from a map (B, C, H, W) to tokens (B, H W, C), one for each place, row by row.
+# Write `as_tokens(features)`: from a map (B, C, H, W) to tokens (B, H * W, C), one for each place, row by row.
 #
 # **Hint.** `flatten` joins the two last dimensions. Which two have to change places then?
 
@@ -410,7 +413,8 @@ print("F_r:", tuple(intrinsic.shape[1:]), "   the head's matrix:", tuple(matrix.
 # %% [markdown]
 # What is lost in the summary? In a drawn world we can ask, because each person is a list of known factors. For 800
 # people, one picture each, we fit a linear read-out (ridge regression) to three quarters of them, and see how well it
-# tells each factor of the others: 0 is as good as always saying the most frequent value, 1 is always right.
+# tells each factor of the others: 0 is as good as always saying the most frequent value (or worse), 1 is always right.
+# The orange bars are of $F_s$, which part 5 builds.
 
 # %%
 crowd = [portrait(Person.random(2_044_000 + i), seed=i) for i in range(800)]
@@ -460,18 +464,19 @@ print("and more of what only this picture adds:", means["F_r"][1] > means["vecto
 
 # %% [markdown]
 # Compare green with grey. Left of the line: details of a face that telling people apart does not need, and that a
-# portrait does. They are the paper's reason for the map, though for most of them the gain is small here. The large ones
-# are right of the line: the map also keeps more of expression, glasses and style, which a portrait should take from the
-# prompt. The training has to deal with that (swapped references, and
-# DropToken and DropPath on $F_s$: next notebook). What the map is worth for portraits at this small scale, against the
-# vector, stands in `docs/experiments.md`: in short trainings not what the paper finds at its own.
+# portrait does. They are the paper's reason for the map, though here only the mole gains much, other things little, and
+# the nose nothing. The large gains are right of the line: the map also keeps more of expression, glasses and style,
+# which a portrait should take from the prompt. The training has to deal with that (swapped references, and DropToken
+# and DropPath on $F_s$: next notebook). What the map is worth for portraits at this small scale, against the vector,
+# stands in `docs/experiments.md`: in short trainings not what the paper finds at its own.
 #
 # The read-out is linear and saw 600 pictures: what it cannot tell may still be there.
 #
 # ## 5. Face structure features
 #
 # What a deep map throws away, shallow ones still have: textures, fine shapes, exact places. That is the paper's reason
-# for a second source (part 6 looks how much of it holds here). Its
+# for a second source. How much of it holds here the orange bars above have told: more of what the picture adds, less of
+# the face's own details, as far as a linear read-out finds them. Its
 # **face structure features** $F_s$ take, at each of 16 x 16 places, the maps of stages 1 to 3, resized, and CLIP's
 # token of that patch, from its second-to-last layer and without the class token. Here that makes 16 + 32 + 64 + 96
 # = 208 channels (the paper: 64 + 128 + 256 + 1280 = 1728).
@@ -482,7 +487,7 @@ print("and more of what only this picture adds:", means["F_r"][1] > means["vecto
 # Write `structure(maps, hidden_states)`: `maps` are the four maps, each (B, C, h, w), shallow first. `hidden_states` is
 # the list of CLIP's hidden states, each (B, 1 + L, D), the class token first, and L a square number. Resize the three
 # shallow maps bilinearly to CLIP's grid of patches; the result (B, L, C1 + C2 + C3 + D) has the maps' channels first,
-# then CLIP's.
+# then CLIP's, from its second-to-last hidden state.
 #
 # **Hint.** Join the resized maps with `torch.cat(..., dim=1)`, turn them into tokens as in the exercise before, then
 # join with CLIP's along the channels. The grid's side is the root of L. `F.interpolate(..., mode="bilinear")`.
@@ -571,10 +576,10 @@ print("every change moves all three less than another person would:", max(max(r.
 print("the vector moves least, on average:", min(mean, key=mean.get) == "vector")
 
 # %% [markdown]
-# The vector was trained to ignore all this, and does so best. "Intrinsic" is a matter of degree: at this scale $F_r$ is
-# not free of pose and expression either. What surrounds the face, place and hat, moves $F_s$ more. *Where* do they
-# move? Choose a change: the two crops, and what it does to $F_r$ and to $F_s$ at each place (bright: as far as to
-# another person).
+# The vector was trained to ignore all this, and does so best on average. "Intrinsic" is a matter of degree: at this
+# scale $F_r$ is not free of pose and expression either. What surrounds the face, place and hat, moves $F_s$ more.
+# *Where* do they move? Choose a change: the two crops, and what it does to $F_r$ and to $F_s$ at each place (bright: as
+# far as to another person).
 
 
 # %%
@@ -593,6 +598,7 @@ viz.live(where, change=widgets.Dropdown(options=list(changes), value="expression
 
 # %% [markdown]
 # Last, neighbours again, in the album of part 2: whose picture is nearest to the first one by $F_r$, and by $F_s$?
+# (With the mean of all subtracted, which says "a face".)
 
 # %%
 shown, titles, hits = [], [], {}
@@ -610,8 +616,8 @@ print("the nearest is the same person more often by F_r than by F_s:", hits["F_r
 # %% [markdown]
 # $F_r$ says who it is, $F_s$ what this face looks like in this very picture: so says the paper, at its size. Here the
 # division is not clean. $F_r$ knows better who it is, but holds expression and glasses as well; $F_s$ is moved most by
-# style and surroundings. Either way, a model that leans on $F_s$ copies the reference, light and pose included. This is
-# why the paper lets it read $F_s$ through a branch of its own, with a scale, and drops it often in training.
+# style, pose and surroundings. Either way, a model that leans on $F_s$ copies the reference, style and pose included.
+# This is why the paper lets it read $F_s$ through a branch of its own, with a scale, and drops it often in training.
 #
 # ## What the tiny scale cannot show
 #

@@ -8,8 +8,10 @@
 # U-Net by decoupled cross-attention, and look at what one layer looks at. Then: several references, and the way from
 # one person to another.
 #
-# **You need** the features $F_r$ and $F_s$ of [01_face_features](01_face_features.ipynb), and to have met attention
-# before. Cells below an exercise use the package's own function, so you can leave out any exercise and read on.
+# **You need** the features $F_r$ and $F_s$ of [01_face_features](01_face_features.ipynb) (its recogniser and CLIP
+# return here), the judge of [00_quickstart](00_quickstart.ipynb), a face recogniser that took no part in the making, to
+# have met attention before, and to know that a diffusion model draws by denoising, step by step, with a U-Net. Cells
+# below an exercise use the package's own function, so you can leave out any exercise and read on.
 
 # %%
 import ipywidgets as widgets
@@ -41,7 +43,8 @@ print("F_r:", tuple(ann.intrinsic.shape), "   F_s:", tuple(ann.structure.shape))
 # ## Where we are going
 #
 # Two sets of features, 49 tokens and 256. A diffusion model wants few tokens, of the width of its prompt. The paper
-# (section "ID embedding") lets 16 learned **queries** collect what matters, first from $F_r$, then from $F_s$:
+# (section "ID embedding") brings both to one width, by an MLP each, and lets 16 learned **queries** collect what
+# matters, first from $F_r$, then from $F_s$:
 
 # %%
 diagrams.id_embedding()
@@ -54,6 +57,7 @@ diagrams.id_embedding()
 # $$\mathrm{Attn}(Q, K, V) = \mathrm{softmax}\!\left(\frac{Q K^\top}{\sqrt d}\right) V$$
 #
 # Small enough to see: three keys, whose values are red, green and blue. A query that points somewhere gets a colour.
+# (It is drawn at a sixth of its length.)
 
 
 # %%
@@ -86,7 +90,8 @@ viz.live(
 )
 
 # %% [markdown]
-# A query of length 0 gets the mean of all: grey. A long one gets hardly anything but the best key's value.
+# A query of length 0 gets the mean of all: grey. A long one gets hardly anything but the best key's value, unless two
+# keys fit equally well: try 30 degrees.
 
 # %% [markdown] exercise="attention" level="easy" minutes=5 teaches="softmax over the right dimension"
 # ### Attention
@@ -94,15 +99,15 @@ viz.live(
 # Write `attention(q, k, v)` for tensors q (B, Q, d) and k, v (B, L, d), without
 # `F.scaled_dot_product_attention`. The result is (B, Q, d).
 #
-# **Hint.** `k.transpose(1, 2)` is (B, d, L), so `q @ k.transpose(1, 2)` is (B, Q, L): a row of answers for each query.
-# Which dimension should add up to 1?
+# **Hint.** `k.transpose(-2, -1)` is (B, d, L), so `q @ k.transpose(-2, -1)` is (B, Q, L): a row of answers for each
+# query. Which dimension should add up to 1?
 
 
 # %%
 def attention(q, k, v):
     """softmax(q k^T / sqrt(d)) v."""
     ### BEGIN SOLUTION
-    scores = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5
+    scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
     return scores.softmax(dim=-1) @ v
     ### END SOLUTION
 
@@ -146,11 +151,12 @@ checks.split_heads(split_heads)
 # ### Read features
 #
 # Write `read_features(features, queries, to_q, to_kv, heads)`. `features` (B, L, w) and `queries` (B, Q, w) are
-# normalised. `to_q` and `to_kv` are linear maps; `to_kv` gives keys and values side by side, keys first. The result
-# (B, Q, heads * d) has the heads side by side again.
+# normalised already: no norm here. `to_q` and `to_kv` are linear maps; `to_kv` gives keys and values side by side, all
+# keys first. The result (B, Q, heads * d) has the heads side by side again. You may use your two functions, or
+# `F.scaled_dot_product_attention(q, k, v)`.
 #
-# **Hint.** `torch.cat([features, queries], dim=1)`, then `.chunk(2, dim=-1)`. Split all three into heads. You may use
-# `F.scaled_dot_product_attention(q, k, v)`. On the way back: swap the same two dimensions, then `flatten(2)`.
+# **Hint.** `torch.cat([features, queries], dim=1)`, then `.chunk(2, dim=-1)`. Split all three into heads. On the way
+# back: swap the same two dimensions, then `flatten(2)`.
 
 
 # %%
@@ -199,8 +205,8 @@ print("the queries get", tuple(added.shape), "by weights of", tuple(weights.shap
 # %% [markdown]
 # ## 3. The Q-Former
 #
-# One layer lets the queries read $F_r$, then $F_s$ times the **structure scale** $\beta$, then each query thinks on its
-# own (a feed-forward part). Each result is added to the queries (a residual):
+# One layer lets the queries read $F_r$, then $F_s$, then each query thinks on its own (a feed-forward part). What each
+# of the three gives is added to the queries (a residual), the second times the **structure scale** $\beta$:
 #
 # $$q' = q + \mathrm{Attn}_r(q, F_r), \qquad q'' = q' + \beta\, \mathrm{Attn}_s(q', F_s), \qquad
 # q''' = q'' + \mathrm{FFN}(q'')$$
@@ -252,8 +258,9 @@ torch.testing.assert_close(q_former(ann, beta=0.3), up.tokens(people["ann"], str
 print("ID tokens:", tuple(q_former(ann).shape))
 
 # %% [markdown]
-# Where do the weights go? First, how much of them goes to the face, and how much to the other queries. The dashed
-# line is where they would go if no key were better than another.
+# Where do the weights go? First, how much of them goes to the face, and how much to the queries (a query may look at
+# itself, too). The dashed line is where they would go if no key were better than another: below it, a query is worth
+# more to the others than a place of the face.
 
 # %%
 watched = []
@@ -268,12 +275,15 @@ for panel, kind, count in zip(panels, ("F_r", "F_s"), (49, 256), strict=True):
     panel.set(title=f"attention to {kind}, and to each other", ylim=(0, 1.3))
     panel.legend(loc="upper center", ncols=2, fontsize=7, frameon=False)
 viz.plot(drawing, "Bars: by layer, which share of attention goes to the features, and which to the other queries")
-print("both sources are read in every layer:", all(0 < step["F_r"][..., :49].sum(-1).mean() < 1 for step in watched))
+read = [step[kind][..., :count].sum(-1).mean() for step in watched for kind, count in (("F_r", 49), ("F_s", 256))]
+print(
+    "in every layer the features and the queries get at least a tenth each:", all(0.1 < share < 0.9 for share in read)
+)
 
 # %% [markdown]
 # Then, where in the face. Choose a person and one of the 16 queries; bright places weigh most. (The mean of the heads.
-# A query has no meaning by itself: training gives it one, or not. Some look mostly at the crop's border; why, we did
-# not find out.)
+# A head often chooses one place, so there are few bright spots. A query has no meaning by itself: training gives it
+# one, or not. Most look at the crop's border, in the last layer above all; why, we did not find out.)
 
 
 # %%
@@ -305,7 +315,7 @@ viz.live(
 # * with 0.33 some of its tokens are dropped (**DropToken**, before the attention),
 # * with 0.34 it is kept whole.
 #
-# How many tokens DropToken takes is not published; half of them is our choice. $F_r$ is never dropped, but with
+# How many tokens DropToken takes is not published; half of them is our choice. $F_r$ is never thinned, but with
 # probability 0.1 it comes from *another photo* of the same person, where there is one (**swap**).
 
 # %% [markdown] exercise="structure_drop" level="medium" minutes=15 teaches="randomness for each sample"
@@ -314,7 +324,8 @@ viz.live(
 # Write `structure_drop(which, dice, drop_path, drop_token, rate)`. `which` (B,) and `dice` (B, L) hold random numbers
 # between 0 and 1. Samples with `which` below `drop_path` lose the branch. The next ones, up to
 # `drop_path + drop_token`, lose those tokens whose die is below `rate`. Return two bool tensors that say what is
-# **kept**: `path` (B,) and `tokens` (B, L). Where the whole branch is dropped, `tokens` stays True throughout.
+# **kept**: `path` (B,) and `tokens` (B, L). Where the whole branch is dropped, `tokens` stays True throughout: `path`
+# says it already.
 #
 # **Hint.** `thinned = (which >= drop_path) & (which < ...)` are the samples that lose tokens; `thinned[:, None]` lets
 # it meet `dice < rate`. `~` turns True into False.
@@ -346,7 +357,7 @@ for path, kept in zip(drop.path, drop.tokens, strict=True):
 viz.show(shown, titles)
 many = StructureDrop.draw(module.config, batch=20_000, length=8, generator=torch.Generator().manual_seed(0))
 whole = (many.path & many.tokens.all(dim=1)).float().mean()
-print(f"of 20,000 samples: without the branch {1 - many.path.float().mean():.2f}, nothing dropped {whole:.1f}")
+print(f"of 20,000 samples: without the branch {1 - many.path.float().mean():.2f}, nothing dropped {whole:.2f}")
 
 # %% [markdown]
 # The two do different things. DropToken says: do not rely on any one place. DropPath says: you must manage without. As
@@ -383,10 +394,12 @@ viz.live(
 # ## 5. Sixteen tokens: who is who?
 #
 # Two pictures each of four people the training has never seen. Are the ID tokens of one person more alike than those of
-# two? (We subtract the mean of all eight, which says "a face".)
+# two? (We subtract the mean of all eight, which says "a face". That pushes the cosines of strangers below 0, and takes
+# something from those of one person, too.)
 #
 # There are also tokens of **nobody**, for **guidance**. With it the U-Net is run on a batch of two in every step: row 0
-# without words and person, row 1 with both. The step then goes further than row 1 says, away from row 0:
+# without words and person, row 1 with both. It predicts $v_0$ and $v_1$ (what is noise and what is picture, see
+# `04_train_single_id`), and the step goes further than row 1 says, away from row 0:
 # $\hat v = v_0 + w\,(v_1 - v_0)$, where $w$ is the knob `guidance`. For row 0 the paper takes zeros for $F_r$ and for
 # the backbone's part of $F_s$, and CLIP of an empty picture. In training 5% of the samples are such.
 
@@ -453,8 +466,8 @@ checks.decoupled(decoupled)
 
 # %% [markdown]
 # Now in the real U-Net. A hook looks over the shoulder of every cross-attention layer while a portrait is drawn,
-# computes the formula by hand, and compares. On the way it keeps two things of each layer and step: which ID token each
-# position listens to most, and how large the ID branch is beside the text branch.
+# computes the formula by hand, and compares. On the way it keeps two things of each layer and step: how much each
+# position listens to each ID token, and how large the ID branch is beside the text branch: its share of both.
 
 # %%
 seen = {}  # by layer: a list, step by step
@@ -490,7 +503,8 @@ viz.show([people["ann"].crops[0], drawn], ["the reference", "the portrait"])
 print(f"{len(layers)} cross-attention layers, each as by hand in all {len(seen[layers[0]])} steps")
 
 # %% [markdown]
-# How large is the ID branch beside the text's, in the four layers of the U-Net's way up, half way through?
+# How large is the ID branch beside the text's, in the four layers of the U-Net's way up, half way through? In each
+# picture the brightest place is where its share is largest *in that layer*; the title says from what to what it goes.
 
 
 # %%
@@ -498,12 +512,14 @@ def size_of(layer, step):
     """Where the ID branch of a layer is large in a step, as a picture."""
     share = seen[layer][step - 1][1]
     side = int(len(share) ** 0.5)
-    return viz.heat((share - share.min()).view(side, side), drawn)
+    return f"{share.min():.2f} to {share.max():.2f}", viz.heat((share - share.min()).view(side, side), drawn)
 
 
 upwards = [layer for layer in layers if layer.startswith("up_blocks")]
-titles = [layer.split(".transformer")[0].replace(".attentions", "") for layer in upwards]
-viz.show([drawn, *(size_of(layer, 12) for layer in upwards)], ["the portrait", *titles])
+ranges, pictures = zip(*(size_of(layer, 12) for layer in upwards), strict=True)
+names = [layer.split(".transformer")[0].replace(".attentions", "") for layer in upwards]
+titles = [f"{name}: {at}" for name, at in zip(names, ranges, strict=True)]
+viz.show([drawn, *pictures], ["the portrait", *titles])
 left, top, right, bottom = upl.faces.detect(drawn)[0].box
 inside, outside = [], []
 for layer in upwards:
@@ -513,11 +529,12 @@ for layer in upwards:
     face = ((at >= top) & (at <= bottom))[:, None] & ((at >= left) & (at <= right))
     inside.append(share[face.flatten()].mean())
     outside.append(share[~face.flatten()].mean())
-print("it is larger inside the face than outside:", bool(sum(inside) > sum(outside)))
+print("over all steps and these layers it is larger inside the face than outside:", bool(sum(inside) > sum(outside)))
 
 # %% [markdown]
-# Nobody told these layers where the face is. Now move through layers and steps. The last picture has a colour for each
-# of the 16 tokens: the one that a position listens to most, compared with what the others make of that token.
+# Nobody told these layers where the face is. Now move through layers and steps; where the range in the title is narrow,
+# the ID branch speaks equally loud everywhere, and the picture shows next to nothing. The last picture has a colour for
+# each of the 16 tokens: the one that a position listens to *more than the other positions do*.
 
 
 # %%
@@ -528,7 +545,8 @@ def layer_sees(layer, step):
     favourite = (weights / weights.mean(0)).argmax(-1).view(side, side).numpy()
     colours = (colormaps["tab20"](favourite)[..., :3] * 255).astype(np.uint8)
     colours = np.kron(colours, np.ones((128 // side, 128 // side, 1), np.uint8))
-    return {"the portrait": drawn, "size of the ID branch": size_of(layer, step), "favourite token": colours}
+    share, picture = size_of(layer, step)
+    return {"the portrait": drawn, f"share of the ID branch: {share}": picture, "favourite token": colours}
 
 
 viz.live(
@@ -541,7 +559,8 @@ viz.live(
 # ## 7. Several references
 #
 # What if there are two photos of a person, or four? The paper joins their features along the sequence, and that is all:
-# the queries read 98 tokens in place of 49. In its tests one, two and four references give 55.5, 58.5 and 61.2.
+# the queries read 98 tokens in place of 49. In its tests the likeness (FaceSim, in percent) rises from 55.5 with one
+# reference to 58.5 with two and 61.2 with four.
 
 # %% [markdown] exercise="several_references" level="easy" minutes=5 teaches="what sequences are good for"
 # ### Several references
@@ -571,7 +590,8 @@ print("F_r of two references:", tuple(joined.intrinsic.shape))
 
 # %% [markdown]
 # Does the second picture help here? The judge compares with a *third* one, which the model never gets. The numbers are
-# the similarity to it; with two seeds a person they are rough.
+# the similarity to it, the mean of two portraits, of which the first is shown: so they are rough, and a few hundredths
+# say nothing.
 
 
 # %%
@@ -642,7 +662,7 @@ viz.live(
 # ## In five lines
 #
 # 1. Attention is a weighted mean; keys may come from anywhere, also from those who ask.
-# 2. 16 queries read $F_r$, then $F_s$ times $\beta$, then think: the ID embedding.
+# 2. 16 queries read $F_r$, then $F_s$ (what that adds counts $\beta$ times), then think: the ID embedding.
 # 3. DropToken and DropPath take $F_s$ away in training, so that likeness rests on $F_r$, and $\beta$ can be turned.
 # 4. ID tokens enter every cross-attention layer beside the text, with a softmax of their own and the ID scale.
 # 5. More references make longer sequences; between two people there is a straight line.

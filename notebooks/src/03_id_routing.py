@@ -1,7 +1,7 @@
 # %% [markdown]
 # # ID routing: who is where
 #
-# Two minutes to run on two CPU cores, in 1 GB of memory, without GPU and network. With the exercises: 100 minutes.
+# Two minutes to run on two CPU cores, in 1 GB of memory, without GPU and network. With the exercises: two hours.
 #
 # **You will** see how several people in one picture blend into each other, and write what the paper does about it: in
 # every cross-attention layer a **router** decides, place by place, which identity that place listens to. You will look
@@ -42,6 +42,7 @@ torch.set_grad_enabled(False)  # but where something is trained
 CLOSE = {"rtol": 1e-3, "atol": 1e-3}  # the same sum in another order differs a little
 folder = upl.profiles.data_folder("tiny").parent / "faces"
 people = {name: up.identity(folder / f"{name}.png") for name in PEOPLE}
+viz.show([np.hstack([one.crops[0].resize((64, 64)) for one in people.values()])], [", ".join(people)])
 print("routers in", sum(layer.router is not None for layer in up.id_attention.values()), "cross-attention layers")
 diagrams.id_routing()
 
@@ -106,8 +107,9 @@ print("and half one, half the other:", torch.allclose(blended, halfway, atol=0.0
 # **routed**, four pictures each, of which the second is shown.
 #
 # How much do they blend? The paper reports a blending score, but does not say how it is computed. Here is ours: how
-# alike the judge finds the faces of one picture, less how alike these people really are. 0 is no blending. (A person
-# who is there twice counts as blending, too. `evaluate people` reports it for many.)
+# alike the judge finds the faces of one picture, less how alike these people's references are. 0 is no blending, below
+# 0 they are even less alike than that. A person who is there twice counts as blending, too, and a mean over pictures
+# can hide it. (`evaluate people` reports the score for many.)
 
 
 # %%
@@ -147,10 +149,10 @@ for number, names in enumerate(PAIRS):
     really = alike([folder / f"{name}.png" for name in names])
     for way, images in drawn.items():
         four = images[4 * number : 4 * number + 4]
-        scores = [score - really for image in four if (score := alike([image])) is not None]
-        total[way] += np.mean(scores)
+        scores = [np.nan if (score := alike([image])) is None else score - really for image in four]
+        total[way] += np.nanmean(scores)
         shown.append(four[1])
-        titles.append(f"{way}: blending {np.mean(scores):.2f} in four pictures")
+        titles.append(f"{way}: blending {scores[1]:.2f} (mean of four {np.nanmean(scores):.2f})")
 viz.show(shown, titles, columns=3)
 print("routed they blend least:", min(total, key=total.get) == "routed")
 
@@ -249,7 +251,8 @@ print("each place has exactly one identity:", bool((hard.sum(1) == 1).all() and 
 print("places that listen to the wrong one:", int((hard[0, 0] != wanted[0, 0]).sum()), "of 16")
 
 # %% [markdown]
-# Two places are wrong, as these logits are. Arg max makes the choice pure; to make it right, the router has to learn.
+# Two places are wrong because their logits are: arg max makes a choice pure, and does not make it right. That the
+# router has to learn.
 #
 # ## 4. Learning to choose
 #
@@ -265,7 +268,8 @@ print("places that listen to the wrong one:", int((hard[0, 0] != wanted[0, 0]).s
 # ### A soft draw
 #
 # Write `gumbel_softmax(logits, uniform, temperature)`: logits (B, N, L), uniform random numbers of the same shape, and
-# $\tau$. The result (B, N, L) is $\tilde\psi$, whose shares add up to 1 over the identities.
+# $\tau$. The result (B, N, L) is $\tilde\psi$, whose shares add up to 1 over the identities. (`F.gumbel_softmax` draws
+# noise of its own; here it is made of `uniform`.)
 #
 # **Hint.** `uniform.log()` is negative, so minus it is positive, so its logarithm exists. Noise first, then divide,
 # then softmax over `dim=1`.
@@ -341,9 +345,11 @@ def straight_through(soft):
 checks.straight_through(straight_through)
 
 # %% [markdown]
-# The package's `gumbel` is both exercises together. Look at the **gradients**: one place, the three identities of
-# above, and what it costs to listen to each, 0.9, 0.1 and 0.5. The first has the largest logit, but the second would be
-# cheapest. What does each way to choose tell the logits?
+# The package's `gumbel` is both exercises together (`exponential_()` draws $-\log u$). Look at the **gradients**: one
+# place, the three identities of above, and what it costs to listen to each, 0.9, 0.1 and 0.5. The first has the largest
+# logit, but the second would be cheapest. What does each way to choose tell the logits? (Guess first. The three that
+# have a gradient say the same, softmax most loudly; soft draws and straight through agree in the mean, as this cost is
+# linear.)
 #
 # Below it the 4 x 4 picture learns its routing: its 16 x 2 logits begin as they were, and are moved until the colours
 # are right. With arg max nothing would ever move.
@@ -410,12 +416,15 @@ print("places that listen to the wrong one:", ", ".join(f"{count} after {way}" f
 # ## 5. The routing regularization loss
 #
 # Nothing so far says that a map should be *one person a face*. The diffusion loss alone may find a routing that patches
-# faces together: with it alone, similarity in pairs is 59.1 in the paper. So training pictures have a box around each
-# face, the boxes make $N$ masks $M$, and inside their union $W_{route}$ the map should be the masks:
+# faces together: UniPortrait trained with it alone reaches a face similarity of 59.1% in pairs, says the paper. So
+# training pictures have a box around each face, the boxes make $N$ masks $M$, and inside their union $W_{route}$ the
+# map should be the masks:
 #
 # $$L_{route} = \lambda\, \frac{1}{N} \big\lVert W_{route} \odot (\psi - M) \big\rVert_2^2, \qquad \lambda = 0.1$$
 #
-# With both losses it is 67.3. Outside of the boxes everything is free.
+# With both losses it is 67.3%. Outside of the boxes everything is free. In this loss $\psi$ is the softmax of the
+# logits, without noise (our choice: it then speaks of what the router will choose); the draws of part 4 are for the
+# diffusion loss.
 
 # %%
 scene = group([Person.random(PEOPLE[name]) for name in ("bob", "cleo")], seed=4, style="photo")
@@ -432,11 +441,12 @@ print("no place is in both boxes:", all(mask.sum(1).max() == 1 for mask in masks
 # ### The loss
 #
 # Write `routing_loss(maps, boxes)` without $\lambda$. `maps` has $\psi$ (B, N, h, w) of each layer by its name, `boxes`
-# is (B, N, 4), shares of the picture; `box_masks(boxes, (h, w))` gives $M$. The paper does not say how places and
-# layers are put together. Ours: the squared errors inside $W$ are averaged over the $N$ identities, added up, and
-# divided by the number of places in $W$ (over all pictures of the batch); then the mean over the layers.
+# is (B, N, 4), shares of the picture; `box_masks(boxes, (h, w))` gives $M$. The union $W_{route}$ is 1 where any of the
+# masks is, also where boxes overlap. The paper does not say how places and layers are put together. Ours: the squared
+# errors inside $W_{route}$ are averaged over the $N$ identities, added up, and divided by the number of places in
+# $W_{route}$ (both over all pictures of the batch); then the mean over the layers, each counting alike.
 #
-# **Hint.** $W$ is `masks.amax(dim=1, keepdim=True)`, (B, 1, h, w). `upl.id_routing.box_masks` is the package's.
+# **Hint.** $W_{route}$ is `masks.amax(dim=1, keepdim=True)`, (B, 1, h, w). `upl.id_routing.box_masks` is the package's.
 
 
 # %%
@@ -474,8 +484,7 @@ for name, maps in cases.items():
 #
 # Enough to train one: a fresh router for one layer of the real U-Net. Its positions $Z$ come from drawn pictures of our
 # four people, with noise on them, as the U-Net meets them in training. Its identities are their ID tokens, from the
-# reference pictures. Only the routing loss trains it, with the softmax of the logits for $\psi$, as in the package
-# (that, too, is our choice).
+# reference pictures. Only the routing loss trains it.
 
 # %%
 LAYER = up.id_attention["up_blocks/2/attentions/0/transformer_blocks/0/attn2"]
@@ -487,10 +496,10 @@ def pairs(count, seed, pool=FOUR):
     dice = np.random.default_rng(seed)
     who = np.array([dice.choice(len(pool), 2, replace=False) for _ in range(count)])
     scenes = [group([pool[k] for k in pair], seed=1000 * seed + i) for i, pair in enumerate(tqdm(who))]
-    boxes = torch.tensor([[face.box for face in scene.faces] for scene in scenes]) / pixels
+    where = torch.tensor([[face.box for face in scene.faces] for scene in scenes]) / pixels
     turned = torch.from_numpy(dice.random(count) < 0.5)
-    boxes[turned], who[turned] = boxes[turned].flip(1), who[turned][:, ::-1]
-    return scenes, torch.from_numpy(who), boxes
+    where[turned], who[turned] = where[turned].flip(1), who[turned][:, ::-1]
+    return scenes, torch.from_numpy(who), where
 
 
 def positions(scenes, seed, noise_step=300):
@@ -509,7 +518,7 @@ def positions(scenes, seed, noise_step=300):
 
 # %%
 with progress("64 pictures of two people, drawn and looked at"):
-    scenes, who, boxes = pairs(48, seed=1)
+    scenes, who, their_boxes = pairs(48, seed=1)
     Z = torch.cat([positions(scenes[k : k + 12], seed=k) for k in tqdm(range(0, 48, 12))])
     test_scenes, test_who, test_boxes = pairs(16, seed=2)
     test_Z = positions(test_scenes, seed=99)
@@ -530,7 +539,7 @@ for _ in range(120):
     some = torch.randint(len(Z), (16,))
     with torch.enable_grad():
         soft = {name: scores.softmax(1) for name, scores in maps_of(router, Z[some], who[some]).items()}
-        loss = id_routing.routing_loss(soft, boxes[some])
+        loss = id_routing.routing_loss(soft, their_boxes[some])
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -634,9 +643,9 @@ steps = {pair: [] for pair in PAIRS}  # of each pair: the share by step (rows) a
 for pair, out in routed.items():
     found = [up.assignment(image, [people[name] for name in pair]) for image in out.images]
     full = [k for k, faces in enumerate(found) if None not in faces.face_of]
-    boxes = torch.stack([torch.from_numpy(found[k].boxes[list(found[k].face_of)]) for k in full]) / pixels
+    places = torch.stack([torch.from_numpy(found[k].boxes[list(found[k].face_of)]) for k in full]) / pixels
     for maps in out.routing.steps:
-        right = routing_accuracy({layer: psi[full] for layer, psi in maps.items()}, boxes)
+        right = routing_accuracy({layer: psi[full] for layer, psi in maps.items()}, places)
         steps[pair].append([right[layer].item() for layer in layers])
 table = np.nanmean(list(steps.values()), axis=0)  # (steps, layers)
 drawing, (left, right) = viz.axes(2, height=2.2, sharey=True)
@@ -667,9 +676,9 @@ print("the way up is right more often than chance:", bool(table[:, which].mean()
 # %% [markdown] exercise="shares" level="easy" minutes=10 teaches="normalising, and when not to"
 # ### From masks to a routing map
 #
-# Write `shares(masks, size)`: masks (1, N, H, W) with values from 0 to 1, and a layer's size (h, w). The result
-# (1, N, h, w): each mask brought to that size by averaging the area that a place covers; then, where the identities
-# together claim more than 1, divided by what they claim. Where they claim less, leave it.
+# Write `shares(masks, size)`: masks (1, N, H, W) with values from 0 to 1, and a layer's size (h, w). The result (1, N,
+# h, w): each mask brought to that size by averaging the area that a place covers (`F.interpolate` has a mode for it);
+# then, where the identities together claim more than 1, divided by what they claim. Where they claim less, leave it.
 #
 # **Hint.** `F.interpolate(masks, size=size, mode="area")` averages areas. `x.sum(dim=1, keepdim=True).clamp_min(1)` is
 # what to divide by. Why `clamp_min(1)`?
@@ -725,8 +734,9 @@ viz.live(
 # ### Who is where
 #
 # Write `who_is_where(similarities)` for a numpy array (F, N) of F faces and N people. Return two lists of length N.
-# `face_of`: the number of each person's face in the one-to-one matching with the largest sum, or None where there are
-# not enough faces. `counts`: how many faces are nearest to each person.
+# `face_of`: the index, from 0, of each person's face in the one-to-one matching with the largest sum, or None where
+# there are not enough faces. `counts`: how many faces are nearest to each person. SciPy has the matching:
+# `scipy.optimize.linear_sum_assignment`.
 #
 # **Hint.** `rows, columns = scipy.optimize.linear_sum_assignment(costs)` finds the smallest sum; the face `rows[k]`
 # goes to the person `columns[k]`. The matching never gives a person two faces, so who is doubled is told by the counts:
@@ -761,9 +771,9 @@ print("doubled:", example.doubled, "  missing:", example.missing, "  everyone on
 # kept to a region around the face that the matching gave them; then from other noise, with columns for regions; three
 # times at most. The best picture stays.
 #
-# First Bob and Dan, whom we had above. Then the regions for the first of their pictures: every pixel belongs to
-# whoever's face is nearest. Then three people, with whom more can go wrong. (Counting tells who is doubled, not who is
-# blended: somebody with another's hair may count as right.)
+# First Bob and Dan, whom we had above. Then the regions for the first of their pictures, red for Bob and blue for Dan:
+# every pixel belongs to whoever's face is nearest. Then three people, with whom more can go wrong. (Counting tells who
+# is doubled, not who is blended: somebody with another's hair may count as right.)
 
 # %%
 couple = [people["bob"], people["dan"]]
@@ -806,11 +816,11 @@ print("and the three are not worse than before:", counted[1].distinct >= counted
 # %% [markdown]
 # ## 9. Before there is anything to see
 #
-# Why is somebody there twice at all? Look at the curve of part 6 once more: in the first few of 20 steps most routers
-# are right little more often than chance, and that is when it is decided what goes where. How could they know? There
-# is nothing but noise, and each place asks by itself. When a face begins to show, some of its places have listened to
-# the one person, some to the other; it is a blend, and fits neither. Training never shows such a half-and-half face:
-# there, noise is added to pictures in which each face belongs to one person already.
+# Why is somebody there twice at all? Look at the curve of part 6 once more: in the first steps the routers of the way
+# down are right little more often than chance, and that is when it is decided what goes where. How could they know?
+# There is nothing but noise, and each place asks by itself. When a face begins to show, some of its places have
+# listened to the one person, some to the other; it is a blend, and fits neither. Training never shows such a
+# half-and-half face: there, noise is added to pictures in which each face belongs to one person already.
 #
 # So we give the routers a head start, an addition of ours. For the first half of the steps everyone keeps to a
 # **column** of the picture, the first one to the left (`columns=0.5`, what these weights do unless told otherwise;
@@ -825,10 +835,10 @@ viz.show([begun.images[two[0]], three_begun.images[0]], ["two, with a head start
 print("everyone once, of 3 pictures of two: routers alone", once[0], " with a head start", sum(a.distinct for a in now))
 assert sum(found.distinct for found in now) >= once[0]
 
-boxes = torch.stack([torch.from_numpy(a.boxes[list(a.face_of)]) for a in now if None not in a.face_of]) / pixels
+places = torch.stack([torch.from_numpy(a.boxes[list(a.face_of)]) for a in now if None not in a.face_of]) / pixels
 full = [k for k, found in enumerate(now) if None not in found.face_of]
 kept = [
-    np.nanmean([routing_accuracy({"": psi[full]}, boxes)[""].item() for name, psi in chosen.items() if "up" in name])
+    np.nanmean([routing_accuracy({"": psi[full]}, places)[""].item() for name, psi in chosen.items() if "up" in name])
     for chosen in begun.routing.steps
 ]
 drawing, axis = viz.axes(height=1.9)
@@ -837,12 +847,13 @@ axis.plot(range(1, len(alone) + 1), alone, color="#888888", label="routers alone
 axis.plot(range(1, len(kept) + 1), kept, color="#2f6db3", label="columns for 10 steps, then routers")
 axis.set(title="Bob and Dan: right inside faces, way up, by step", xlabel="step", ylim=(0, 1))
 axis.legend(fontsize=7, frameon=False, loc="lower right")
-viz.plot(drawing, "Curves: with a head start the routers stay right after it; alone they begin at chance and rise")
+viz.plot(drawing, "Curves: with a head start the routers stay right after it; alone they are right less often")
 print("routers that had a head start are right more often:", bool(np.mean(kept[10:]) > np.mean(alone[10:])))
 
 # %% [markdown]
-# Nothing holds them in their columns any more, and yet they stay right. How much it brings for many people, and what it
-# costs (people stand side by side, in the order in which they were named), is in `docs/experiments.md`.
+# Nothing holds them in their columns any more, and yet they stay right. Three pictures are too few to say how much it
+# brings: `docs/experiments.md` has it for many pairs and triples, and what it costs (people stand side by side, in the
+# order in which they were named).
 #
 # ## What the tiny scale cannot show
 #

@@ -3,9 +3,9 @@
 #
 # About a minute to run on two CPU cores, in 0.9 GB of memory, without GPU and network. With the exercises: 100 minutes.
 #
-# **You will** draw a pose, find edges, see how a ControlNet learns out of zeros, and give it people. Then a picture in
-# place of words (image prompt), a style from a file (LoRA) and from a picture (StyleAligned), faces into pictures that
-# exist (inpainting), a story, and one person turning into another.
+# **You will** draw a pose, find edges, see how a ControlNet learns out of zeros, and give it people. Then a picture
+# beside the words (image prompt), a style from a file (LoRA) and from a picture (StyleAligned), faces into pictures
+# that exist (inpainting), a story, and one person turning into another.
 #
 # **You need** [02_id_embedding](02_id_embedding.ipynb) for decoupled cross-attention, and what a denoising step does.
 # Cells below an exercise use the package's own function, so you can leave out any exercise and read on.
@@ -97,7 +97,7 @@ checks.segment_distance(segment_distance)
 scene = group([Person.random(2_061_001), Person.random(2_061_002)], seed=4, style="photo", hat="none", glasses="none")
 truth = upl.controls.pose([face.landmarks for face in scene.faces], scene.image.size)
 found = upl.compose.pose_of(scene.image)
-viz.show([scene.image, truth], ["two people", "their figures"])
+viz.show([truth, found], ["figures by the truth", "as found"])
 masks = [np.asarray(figure).any(-1) for figure in (truth, found)]
 print("of the pixels of both figures they share more than a third:", (masks[0] & masks[1]).mean() > masks[0].mean() / 3)
 
@@ -124,7 +124,7 @@ print(bool(is_edge.sum() < (size > 100).sum() / 2))
 # ### Edges that agree
 #
 # How well does a picture keep to its condition? For edges the package takes the **F1** of two maps $A$ and $B$: with
-# $p$ the share of the edge pixels of $A$ that have one of $B$ next to them (or at the same place), and $r$ the same the
+# $p$ the share of the edge pixels of $A$ that have one of $B$ among the 3 x 3 pixels around them, and $r$ the same the
 # other way round, $F_1 = 2pr/(p + r)$.
 #
 # Write `agreement(a, b)` for two edge maps (H, W), bool, that both have edges. The result is a tensor with one number.
@@ -204,7 +204,7 @@ print(f"{sum(p.numel() for p in unet.parameters()) / 1e6:.1f} million of the U-N
 #
 # Does a weight of zero ever learn? In a 1 x 1 convolution $y_{dp} = \sum_c w_{dc}\, x_{cp} + \beta_d$, at each place
 # $p$. Let $g = \partial L / \partial y$ be what comes back from the loss. Which of the gradients of $w$, $\beta$ and
-# $x$ hold $w$?
+# $x$ depend on $w$?
 #
 # Write `zero_conv_gradients(weight, x, upstream)` without autograd. `weight` (D, C); `x` (B, C, H, W); `upstream`
 # (B, D, H, W) is $g$. Return the gradients of $w$ (D, C), of $\beta$ (D,) and of $x$ (B, C, H, W), for any weight, zero
@@ -229,7 +229,7 @@ checks.zero_conv_gradients(zero_conv_gradients)
 
 # %% [markdown]
 # With $w = 0$ the gradient of $w$ is not zero, and that of $x$ is. So at the first step the zero convolutions learn and
-# nothing behind them does; from the second on the copy learns. The condition has its own way in, eight small
+# nothing that feeds them does; from the second on the copy learns. The condition has its own way in, eight small
 # convolutions of which the last begins at zero as well. Three steps of training, and who gets a gradient:
 
 # %%
@@ -261,7 +261,7 @@ assert [steps.index("learns") for steps in learns.values()] == [0, 1, 1, 2]
 # %% [markdown]
 # That is how it starts; how it goes on is a matter of patience. Of a picture's loss most is about colours, which a pose
 # or an outline does not tell. So our recipe (`toyworld/pretrain/controlnet.py`) begins with a warm-up **of our own**:
-# the condition's way in, by itself, learns to name what the copy would be shown of the clean picture.
+# the condition's way in is trained by itself to give what the U-Net's first convolution makes of the clean picture.
 #
 # ## 3. ControlNet, with people
 #
@@ -314,9 +314,9 @@ print(
 # %% [markdown]
 # Now figures of the same two faces. The numbers are the distance of the landmarks that are found from those that were
 # asked for, in widths of the face, with the ControlNet and without. A figure says much less than an outline: it takes a
-# ControlNet longer to find out that it says anything. Compare the numbers before you believe in the one that is
-# shipped. With the controls below, turn up how much a ControlNet adds (`controlnet_conditioning_scale`, an argument of
-# diffusers), and change the person.
+# ControlNet longer to find out that it says anything. Two pictures prove little: `evaluate compose` has these numbers
+# for forty. With the controls below, turn up how much a ControlNet adds (`controlnet_conditioning_scale`, an argument
+# of diffusers), and change the person.
 
 # %%
 figures = [upl.controls.pose([poser.faces[0].landmarks], poser.image.size) for poser in posers]
@@ -363,8 +363,8 @@ viz.live(
 # ### Text, person, picture
 #
 # Write `three_branches(q, text, identity, image, id_scale, image_scale, mask)`: q (B, L, d); `text`, `identity` and
-# `image` are pairs of keys and values, each (B, T, d); `mask` (B, L) is 1 where the picture is heeded, 0 where not. Use
-# `F.scaled_dot_product_attention`.
+# `image` are pairs of keys and values, each (B, T, d); `mask` (B, L) goes from 0, where the picture is not heeded, to
+# 1; values between count in part, so multiply. Use `F.scaled_dot_product_attention`.
 #
 # **Hint.** Three calls. The mask belongs to what the last one returns: `mask[..., None]` is (B, L, 1).
 
@@ -382,7 +382,8 @@ checks.three_branches(three_branches)
 
 # %% [markdown]
 # A picture with a look, and Ann. `image_scale` says how much of it is heeded, `image_mask` where: here on the right
-# half. The numbers are CLIP's: how alike the whole picture is to the one with the look.
+# half. (The left half changes, too: self-attention carries the look on.) The numbers are CLIP's: how alike the whole
+# picture is to the one with the look.
 
 # %%
 look = portrait(Person.random(2_063_001), seed=5, style="noir", background="city", hat="none", glasses="none").image
@@ -397,10 +398,10 @@ def clip_alike(*images):
 
 right_half = np.zeros((128, 128), bool)
 right_half[:, 64:] = True
-ways = {"no picture": {}, "the whole": {"image_scale": 0.8}, "on the right": {"image_mask": right_half}}
+ways = {"no picture": {}, "the whole": {}, "on the right": {"image_mask": right_half}}
 drawn = {}
 for name, given in ways.items():
-    given = given if name == "no picture" else {"image_prompt": look, **given}
+    given = given if name == "no picture" else {"image_prompt": look, "image_scale": 0.8, **given}
     drawn[name] = up("a person", people["ann"], seed=2, steps=12, **given).images[0]
 alike = clip_alike(look, *drawn.values())
 viz.show([look, *drawn.values()], ["the look", *(f"{n}: {x:.2f}" for n, x in zip(drawn, alike, strict=True))])
@@ -465,10 +466,10 @@ print("with the LoRA the picture differs; once it is deleted all is as before, b
 #
 # The paper's style transfer needs neither words nor a file: it takes the look of one given picture, in two steps.
 #
-# **To noise.** DDIM is deterministic: it can be walked backwards. Let $\bar\alpha$ be the share of the picture in noisy
-# latents $x = \sqrt{\bar\alpha}\, x_0 + \sqrt{1 - \bar\alpha}\, \epsilon$. Our U-Net predicts a *velocity* $v$, from
-# which both parts follow, and a step mixes them again for another $\bar\alpha'$ (Stable Diffusion 1.5 predicts
-# $\epsilon$ itself; the rest is the same):
+# **To noise.** DDIM is deterministic: it can be walked backwards. Let $\bar\alpha$ be the picture's share of the
+# variance of noisy latents $x = \sqrt{\bar\alpha}\, x_0 + \sqrt{1 - \bar\alpha}\, \epsilon$. Our U-Net predicts a
+# *velocity* $v$, from which both parts follow, and a step mixes them again for another $\bar\alpha'$ (Stable Diffusion
+# 1.5 predicts $\epsilon$ itself; the rest is the same):
 #
 # $$\hat x_0 = \sqrt{\bar\alpha}\, x - \sqrt{1 - \bar\alpha}\, v, \qquad
 # \hat\epsilon = \sqrt{\bar\alpha}\, v + \sqrt{1 - \bar\alpha}\, x, \qquad
@@ -497,7 +498,9 @@ checks.ddim_step(ddim_step)
 
 # %% [markdown]
 # The package walks with diffusers' `DDIMInverseScheduler`. Here is the way of a comic, and one of its steps by the
-# formula:
+# formula. The way is not exact: walking towards noise, $v$ is asked at the step's end, but for the latents of its
+# beginning, as those of the end are not known yet. What comes out after 20 steps looks like noise, and holds the
+# picture:
 
 # %%
 comic = portrait(Person.random(2_063_003), seed=3, style="comic", background="park", hat="none").image
@@ -519,7 +522,7 @@ def decoded(latents):
     ]
 
 
-viz.show([comic, decoded(way[-1])], ["a comic", "after 20 steps"])
+viz.show([comic, decoded(way[-1])], ["a comic", "after 20 steps towards noise"])
 print("the way has", len(way) - 1, "steps; one of them by hand: the same")
 
 # %% [markdown]
@@ -552,7 +555,8 @@ checks.adain(adain)
 
 # %% [markdown]
 # The package's lines for all this. People take part in the new row of the batch only: the style picture is drawn again
-# as it was. One call does it all; the prompt is empty, as in the paper. With the slider below, move the shift: far
+# as it was. One call does it all; the prompt is empty, as in the paper. What comes over is colours and surroundings
+# more than lines; the check compares how colourful the upper halves are. With the slider below, move the shift: far
 # below 0 the new picture hardly looks at the style. (Some seconds for a picture.)
 
 # %%
@@ -569,7 +573,7 @@ styled = {
 }
 viz.show([styled["comic"], noir, styled["noir"]], ["cleo in the comic", "film noir", "cleo in it"])
 colour = {name: np.asarray(image.convert("HSV"), float)[:60, :, 1].mean() for name, image in styled.items()}
-print("colours above are paler in the noir one:", bool(colour["noir"] < colour["comic"]))
+print("the upper half is less colourful in the noir one:", bool(colour["noir"] < colour["comic"]))
 
 
 # %%
@@ -577,14 +581,14 @@ def shifted(style, person, shift):
     """A person in a picture's style."""
     image = {"comic": comic, "noir": noir}[style]
     out = upl.compose.in_style(up, "", image, people[person], seed=2, shift=shift, steps=10)
-    return {f"{person}, shift {shift}": out}
+    return {f"{style}, the style": image, f"{person}, shift {shift}": out}
 
 
 viz.live(
     shifted,
     style=widgets.Dropdown(options=["comic", "noir"], value="noir", description="style"),
     person=widgets.Dropdown(options=list(people), value="dan", description="person"),
-    shift=widgets.FloatSlider(-4, min=-8, max=4, step=1, description="shift", continuous_update=False),
+    shift=widgets.FloatSlider(1, min=-8, max=4, step=1, description="shift", continuous_update=False),
 )
 
 # %% [markdown]
@@ -636,14 +640,16 @@ latents, noise = (
     latents * up.pipe.vae.config.scaling_factor,
     torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0)),
 )
-for given, at in noted[1:]:  # a corner is outside the mask in every step
+for given, at in noted[1:]:  # a corner is outside the mask, and from the second step on
     alpha_bar = up.pipe.scheduler.alphas_cumprod[at]
     known = alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise
     torch.testing.assert_close(given[..., :2, :2], known[..., :2, :2], rtol=0.02, atol=0.02)
 viz.show(decoded(noted[17][0]), ["before step 18"])
 outside = np.asarray(mask) == 0
 assert np.array_equal(np.asarray(swapped)[outside], np.asarray(cleo)[outside])
-print("outside the mask the U-Net always sees the picture, noised; at the end its pixels are the same")
+print(
+    "outside the mask the U-Net sees the picture, noised, from the second step on; at the end its pixels are the same"
+)
 
 # %%
 clothes = upl.compose.clothes_mask(faces["cleo"])
@@ -667,12 +673,19 @@ panels = [
 told = upl.compose.story(up, panels, seed=4, steps=12)
 there = ["everyone once" if right else "look twice" for right in told.everyone_once]
 viz.show(told.images, [f"{text} ({fine})" for text, fine in zip(told.prompts, there, strict=True)])
-strip = told.strip(height=128)
-print(len(told.images), "panels; faces found:", [len(found.boxes) for found in told.assignments])
+strip = told.strip(height=128)  # one picture, with the captions, to save
+print(
+    "a strip of",
+    strip.size,
+    "with",
+    len(told.images),
+    "panels; faces found:",
+    [len(found.boxes) for found in told.assignments],
+)
 
 # %% [markdown]
 # And motion: from person to person along the straight line between their ID tokens, always out of the same noise.
-# `compose.save_animation` writes a GIF or WebP.
+# `compose.save_animation` writes a GIF or WebP. (There and back, five frames make an animation of eight.)
 
 # %%
 frames = upl.compose.morph(up, "a person in the park", [people["ann"], people["dan"]], frames=5, seed=1, steps=12)
@@ -685,8 +698,8 @@ print("a quarter of the way changes less than all of it:", bool(changes[0] < cha
 # %% [markdown]
 # ## 9. All at once
 #
-# An outline, a picture with a look, a LoRA and a person, in one call of diffusers' ControlNet pipeline. Then the claim
-# of the beginning: without `using`, the pipeline draws what the base model draws that never met any of this.
+# An outline, a picture with a look, a LoRA and a person, in one call of diffusers' ControlNet pipeline. And without
+# `using`, the pipeline draws what the base model draws that never met any of this, bit for bit.
 
 # %%
 glass(True)
@@ -696,7 +709,7 @@ glass(False)
 untouched = diffusers.StableDiffusionPipeline(**up.pipe.components | {"unet": unet}, requires_safety_checker=False)
 untouched.set_progress_bar_config(disable=True)
 base, ours = (draw(pipe, "a woman in the park", [3])[0] for pipe in (untouched, up.pipe))
-viz.show([everything, ours], ["dan, all at once", "nobody, no tool"])
+viz.show([outlines[0], everything, ours], ["the outline", "dan, all at once", "nobody, no tool"])
 assert np.array_equal(base, ours)
 print("without people the pipeline draws as the base model does, bit for bit")
 
@@ -705,14 +718,14 @@ print("without people the pipeline draws as the base model does, bit for bit")
 #
 # * **Fine control.** Our ControlNets are trained for minutes on two CPU cores, the published ones for days on GPUs.
 #   What they miss here says nothing about the method.
-# * **Bodies.** Our figures are faces. On photographs one takes OpenPose's figures (`controlnet_aux`), and a shared
+# * **Bodies.** Our figures are faces. On photographs one takes OpenPose's figures (`compose.annotated`), and a shared
 #   ControlNet for Stable Diffusion 1.5: the pipeline's call is the same.
 # * **Looks.** The base model knows six styles and nothing of the world's art; what a style picture can bring is
 #   narrow.
 #
 # ## In five lines
 #
-# 1. People enter by cross-attention alone, so tools that take hold elsewhere need not know of them.
+# 1. People enter by cross-attention and a LoRA, so tools that take hold elsewhere need not know of them.
 # 2. A ControlNet is a copy of the way down; convolutions of zero let it begin as nothing, and still learn.
 # 3. An image prompt is one more branch of decoupled cross-attention; a style LoRA changes weights; StyleAligned shares
 #    self-attention, from a picture walked back to noise by DDIM.

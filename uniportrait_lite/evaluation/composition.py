@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -45,8 +47,9 @@ identity, and measures:
   in place   of two people with a pose each: pictures in which each pose has the person who was asked for there, by
              masks, by columns and then routers (the default), by routers alone
 of pictures in the look of another one (by an image prompt, style transfer, a style LoRA, another base model):
-  look       cosine of CLIP's embeddings of the picture and of the one with the look; "plain" is that of the same
-             person drawn by the same prompt and noise without it, and so is "kept"
+  look       cosine of CLIP's embeddings of the picture and of the one with the look; "plain" is the same for a picture
+             of that person by the same prompt and noise without the look, and "kept" what is left of its similarity
+  seconds    for a picture, drawn one by one: the median; "seconds without" is that without the look
 and, of faces swapped in real pictures, similarity to the new person, and the largest change outside the mask. Writes
 compose.md, compose.json and contact sheets into --out.
 """
@@ -133,12 +136,14 @@ class Protocol:
         up = UniPortrait.attach(controlled(self.pipe, self.folder, kinds), self.folder / "uniportrait")
         try:
             known = self.identities(up)
-            images = []
-            for want in tqdm(self.wanted, unit="picture", desc=" and ".join(kinds) or "none"):
+
+            def draw(want: Wanted) -> Image.Image:
                 hints = conditions(want.scene, kinds)
                 given = {"image": hints if len(hints) > 1 else hints[0]} if hints else {}
                 who = [known[want.who]] if with_identity else []
-                images.append(up(want.prompt.text, who, seed=want.seed, height=128, width=128, **given).images[0])
+                return up(want.prompt.text, who, seed=want.seed, height=128, width=128, **given).images[0]
+
+            images, seconds = _timed(draw, self.wanted, " and ".join(kinds) or "none")
         finally:
             up.detach()
         own = metrics.cosines(self.witnesses.embeddings(images), self.references)
@@ -158,6 +163,7 @@ class Protocol:
             "pose": float(np.mean([e for each in errors for e in each])) if any(errors) else None,
             "edges": float(np.mean(agreement)),
             "followed": metrics.followed(self.witnesses.reader.read(images), asked)["all"],
+            "seconds": seconds,
         }
         return figures, images
 
@@ -201,7 +207,7 @@ class Protocol:
         )
         try:
             people = self.identities(up)
-            plain = [up(PLAIN, people[n], seed=n).images[0] for n in tqdm(known, unit="picture", desc=f"before {way}")]
+            plain, without = _timed(lambda n: up(PLAIN, people[n], seed=n).images[0], known, f"before {way}")
             if way == "style LoRA":
                 with no_advice():
                     up.pipe.load_lora_weights(str(lora.parent), weight_name=lora.name, adapter_name="look")
@@ -214,7 +220,7 @@ class Protocol:
                     PLAIN, people[n], seed=n, image_prompt=shown[n], image_scale=IMAGE_SCALE
                 ).images[0],
             }.get(way, lambda n: up(PLAIN, people[n], seed=n).images[0])
-            images = [draw(n) for n in tqdm(known, unit="picture", desc=way)]
+            images, seconds = _timed(draw, known, way)
             seen = [_seen(up, pictures) for pictures in (images, plain, shown)]
         finally:
             up.detach()
@@ -222,8 +228,9 @@ class Protocol:
                 self.pipe.delete_adapters("look")
         alike = [metrics.cosines(self.witnesses.embeddings(x), self.references).diagonal() for x in (images, plain)]
         similar, alone = (float(x.mean()) for x in alike)
-        found, without = (float((x * seen[2]).sum(-1).mean()) for x in seen[:2])
-        return {"similar": similar, "kept": similar / alone, "look": found, "plain": without}, images, shown
+        found, before = (float((x * seen[2]).sum(-1).mean()) for x in seen[:2])
+        figures = {"similar": similar, "kept": similar / alone, "look": found, "plain": before}
+        return {**figures, "seconds": seconds, "without": without}, images, shown
 
     def swapped(self) -> tuple[dict, list[Image.Image]]:
         """Faces of real pictures replaced by other people's, by inpainting."""
@@ -241,6 +248,16 @@ class Protocol:
         alike = metrics.cosines(self.witnesses.embeddings(images), self.references)
         new, old = (np.roll(alike, shift, axis=1).diagonal().mean() for shift in (-1, 0))
         return {"similar": float(new), "to_the_old": float(old), "changed_outside": max(changed)}, images
+
+
+def _timed(draw: Callable[[Any], Image.Image], wishes: Sequence, name: str) -> tuple[list[Image.Image], float]:
+    """A picture for each wish, and the median of the seconds that one took."""
+    images, seconds = [], []
+    for wish in tqdm(wishes, unit="picture", desc=name):
+        started = time.perf_counter()
+        images.append(draw(wish))
+        seconds.append(time.perf_counter() - started)
+    return images, float(np.median(seconds))
 
 
 def _seen(up: UniPortrait, images: Sequence[Image.Image]) -> np.ndarray:
@@ -317,15 +334,17 @@ def compose_markdown(result: dict) -> str:
         (
             row["tool"], "yes" if row["identity"] else "no", row["similar"],
             row["similar"] / alone if row["similar"] is not None and alone else None,
-            row["faces"], row["pose"], row["edges"], row["followed"],
+            row["faces"], row["pose"], row["edges"], row["followed"], row["seconds"],
         )
         for row in result["tools"]
     ]  # fmt: skip
-    header = ("ControlNet", "identity", "similar", "kept", "faces found", "pose", "edges", "followed")
+    header = ("ControlNet", "identity", "similar", "kept", "faces found", "pose", "edges", "followed", "seconds")
     lines = [f"# Composition: {result['people']} held-out people", f"On {result['hardware']}.", markdown(header, rows)]
     if result["looks"]:
-        rows = [tuple(row[name] for name in ("way", "similar", "kept", "look", "plain")) for row in result["looks"]]
-        lines.append(markdown(("in the look of a picture, by", "similar", "kept", "look", "plain"), rows))
+        names = ("similar", "kept", "look", "plain", "seconds", "without")
+        rows = [tuple(row[name] for name in ("way", *names)) for row in result["looks"]]
+        header = ("in the look of a picture, by", *names[:-1], "seconds without")
+        lines.append(markdown(header, rows))
     tables = len(lines)
     lines += [
         f"- two people, a pose each, who is where by {row['who']}: in place {row['in_place']:.3f}"

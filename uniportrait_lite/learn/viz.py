@@ -31,7 +31,7 @@ WIDTH, DPI = 7.2, 92  # of plots: inches, and pixels an inch
 LETTERS = 9  # points: of a plot's titles and labels
 STYLE = {"font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False}
 TONES = 64  # of a plot: a fifth of the bytes of all colours, and nobody sees it
-QUALITY = 58  # of JPEG: about 4 KB a picture, so that a notebook of sixty stays below 300 KB
+QUALITY = 50  # of JPEG: less than 4 KB a picture, so that a notebook of sixty stays below 300 KB
 
 
 def show(images: Picture | Sequence[Picture], titles: Sequence[str] | None = None, columns: int | None = None) -> None:

@@ -51,6 +51,9 @@ def agreement(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
     a, b = torch.zeros(16, 20, dtype=torch.bool), torch.zeros(16, 20, dtype=torch.bool)
     a[2:14, 5] = True
     a[4, 8:18] = True
+    a[0, 12:15], a[15, 2] = True, True  # at the border: what lies across it is not near
+    b[15, 13:15], b[0, 2], b[9, 18] = True, True, True
+    a[7, 12] = b[7, 12] = True  # by itself, at the same place in both
     b[3:12, 6] = True
     b[10, 9:15] = True
     b[6:15, 16] = True
@@ -59,6 +62,22 @@ def agreement(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
 
     def near(x: Tensor, side: int = 3) -> Tensor:
         return F.max_pool2d(x.float()[None], side, stride=1, padding=side // 2)[0] > 0
+
+    def neighbours(x: Tensor, moves: list[tuple[int, int]], wrap: bool = False) -> Tensor:
+        padded = x if wrap else F.pad(x, (1, 1, 1, 1))
+        seen = torch.stack([padded.roll(move, (0, 1)) for move in moves]).any(0)
+        return seen if wrap else seen[1:-1, 1:-1]
+
+    every = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+
+    def cross(x: Tensor) -> Tensor:
+        return neighbours(x, [move for move in every if 0 in move])
+
+    def around(x: Tensor) -> Tensor:
+        return neighbours(x, [move for move in every if any(move)])
+
+    def wrapped(x: Tensor) -> Tensor:
+        return neighbours(x, every, wrap=True)
 
     def f1(p: Tensor, r: Tensor) -> Tensor:
         return 2 * p * r / (p + r)
@@ -77,6 +96,19 @@ def agreement(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
         "this is the mean of the two shares: F1 is their harmonic mean, low where one of them is": (p + r) / 2,
         "this is the product of the two shares: F1 is 2 p r / (p + r)": p * r,
         "this compares all pixels, and most are no edges in either": (near(a) == near(b)).float().mean(),
+        "the factor of 2 is missing: F1 is 2 p r / (p + r)": p * r / (p + r),
+        "the shares are counted over the other map's edges: each is of its own": f1(
+            near(b)[a].float().sum() / b.sum(), near(a)[b].float().sum() / a.sum()
+        ),
+        "only neighbours above, below and beside count: the corners of the 3 x 3 pixels do, too": (
+            f1(cross(b)[a].float().mean(), cross(a)[b].float().mean())
+        ),
+        "edges across the border count as near: what lies outside of the map is no edge": (
+            f1(wrapped(b)[a].float().mean(), wrapped(a)[b].float().mean())
+        ),
+        "the same pixel does not count: it lies among the 3 x 3": (
+            f1(around(b)[a].float().mean(), around(a)[b].float().mean())
+        ),
         "this counts thickened edges: only the pixels of the edges themselves are asked whether one is near": (
             f1(both.sum() / near(a).sum(), both.sum() / near(b).sum())
         ),
@@ -84,7 +116,9 @@ def agreement(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
     equal(answer(a, b), f1(p, r), mistakes)
 
 
-@check("The weight's gradient does not depend on the weight. So a zero learns, while nothing behind it does as yet.")
+@check(
+    "The weight's gradient does not depend on the weight. So a zero learns, while nothing that feeds it does as yet."
+)
 def zero_conv_gradients(answer: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]) -> None:
     """weight (D, C), x (B, C, H, W), upstream (B, D, H, W) -> gradients of weight, bias and x."""
     weight, x, upstream = _random(3, 4), _random(2, 4, 5, 6, seed=1), _random(2, 3, 5, 6, seed=2)
@@ -156,6 +190,12 @@ def three_branches(answer: Callable[..., Tensor]) -> None:
         "the mask is on everything: text and identity are heeded everywhere": (
             here * (text + id_scale * identity + image_scale * image)
         ),
+        "the mask is taken for all or nothing: values between 0 and 1 count in part, so multiply": (
+            text + id_scale * identity + image_scale * (here > 0) * image
+        ),
+        "the mask is taken for all or nothing, and a half for nothing: values between count in part, so multiply": (
+            text + id_scale * identity + image_scale * (here == 1) * image
+        ),
         "the mask is turned round: 1 is where the picture is heeded": (
             text + id_scale * identity + image_scale * (1 - here) * image
         ),
@@ -190,17 +230,23 @@ def ddim_step(answer: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> Non
         "v is taken for the noise in the second term: make the noise of v and x first": (
             later.sqrt() * clean + (1 - later).sqrt() * v
         ),
-        "now and later are swapped": step(later, now),
+        "now and later are swapped, or both signs: clean is the root of now times x, minus the rest times v": (
+            step(later, now)
+        ),
         "it stays where it is: mix clean picture and noise again by the later alpha-bar": step(now, now),
         "this is the predicted clean picture: mix noise into it again, as much as later has": clean,
         "the noise is missing: the later picture is not clean": step(now, later, noisy=0.0),
         "the noise comes in whole: its share is the root of 1 - later": later.sqrt() * clean + noise,
+        "clean picture and noise have each other's share": later.sqrt() * noise + (1 - later).sqrt() * clean,
+        "1 - sqrt(later) is not sqrt(1 - later)": later.sqrt() * clean + (1 - later.sqrt()) * noise,
+        "the noise has the wrong sign: v and x are added in it": (
+            later.sqrt() * clean + (1 - later).sqrt() * (now.sqrt() * v - (1 - now).sqrt() * x)
+        ),
+        "the clean picture has the wrong sign: v is subtracted in it": (
+            later.sqrt() * (now.sqrt() * x + (1 - now).sqrt() * v) + (1 - later).sqrt() * noise
+        ),
         "alpha-bar without its root: the shares are roots, so that their squares add up to 1": (
             later * (now * x - (1 - now) * v) + (1 - later) * (now * v + (1 - now) * x)
-        ),
-        "the signs are swapped: clean is the root of alpha-bar times x, minus the rest times v": (
-            later.sqrt() * (now.sqrt() * x + (1 - now).sqrt() * v)
-            + (1 - later).sqrt() * ((1 - now).sqrt() * x - now.sqrt() * v)
         ),
     }
     equal(answer(x, v, now, later), step(now, later), mistakes)
@@ -228,6 +274,10 @@ def adain(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
         "only the mean is taken over: the deviation, too": x - m + m_ref,
         "the reference's mean is missing": (x - m) / s * s_ref,
         "the mean of x is not taken off before": x / s * s_ref + m_ref,
+        "x is normalised by one kind of deviation and spread by another (std's with n - 1, instance_norm's with n)": (
+            (x - m) / torch.std(x, 1, unbiased=False, keepdim=True) * s_ref + m_ref
+        ),
+        "x keeps its own deviation: divide by it first": (x - m) * s_ref + m_ref,
         "the reference's variance is used: its root, the deviation, is meant": (x - m) / s * s_ref**2 + m_ref,
     }
     equal(answer(x, reference), matched((1,)), mistakes, tolerance=1e-3)
@@ -254,6 +304,12 @@ def known_and_drawn(answer: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], T
         ),
         "noise is added to the drawn latents, too: they are as noisy as they should be": (
             alpha_bar.sqrt() * put(clean) + (1 - alpha_bar).sqrt() * noise
+        ),
+        "the noise lies on everything: put brackets around the noised known latents": (
+            put(alpha_bar.sqrt() * clean) + (1 - alpha_bar).sqrt() * noise
+        ),
+        "1 - sqrt(alpha_bar) is not sqrt(1 - alpha_bar)": put(
+            alpha_bar.sqrt() * clean + (1 - alpha_bar.sqrt()) * noise
         ),
         "the noise comes on top: the picture's share shrinks as that of noise grows": (
             put(clean + (1 - alpha_bar).sqrt() * noise)

@@ -10,14 +10,14 @@ from insightface.utils.face_align import arcface_dst
 from torch import Tensor
 
 from uniportrait_lite.backbone import with_margin as _with_margin
-from uniportrait_lite.learn.checks.verdict import Mistake, check, equal
+from uniportrait_lite.learn.checks.verdict import Mistake, check, demand, equal
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@check("Four numbers bring any upright face to the same place, and cannot bend it.")
+@check("Four numbers bring any face to the same place, however tilted, and cannot bend it.")
 def similarity(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
     """points (5, 2), template (5, 2) -> the similarity (2, 3) that brings the points nearest to the template."""
     template = torch.from_numpy(arcface_dst)
@@ -40,6 +40,18 @@ def similarity(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
             torch.cat([scale * torch.eye(2), (template.mean(0) - scale * points.mean(0))[:, None]], 1)
         ),
     }
+    x, y, one, zero = *points.T, torch.ones(5), torch.zeros(5)
+    first, second = torch.stack([x, -y, one, zero], 1), torch.stack([y, x, zero, one], 1)
+    for said, rows, targets in (
+        ("rows and targets are in different orders: all x' first, then all y', in both", [first, second], template),
+        (
+            "the rows of y' are (y, x, 0, 1): y' = b x + a y + v",
+            [first, torch.stack([x, y, zero, one], 1)],
+            template.T,
+        ),
+    ):
+        a, b, u, v = torch.linalg.lstsq(torch.cat(rows), targets.flatten()).solution
+        mistakes[said] = torch.stack([a, -b, u, b, a, v]).view(2, 3)
     equal(answer(points, template), wanted, mistakes, tolerance=1e-3)
 
 
@@ -65,6 +77,13 @@ def cosines(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
         "only one of the two was brought to length 1 ": a @ unit_b.T,
         "these are distances: small where alike. A cosine is a dot product": torch.cdist(unit_a, unit_b),
         "rows and columns are swapped: row i belongs to a[i]": unit_b @ unit_a.T,
+        "it is divided by squared lengths: by the lengths themselves": a
+        @ b.T
+        / (a.square().sum(1)[:, None] * b.square().sum(1)),
+        "everything is divided by the length of all vectors together: each has its own, over dim=1": (
+            a @ b.T / (a.norm() * b.norm())
+        ),
+        "these are angles: their cosines are wanted": (unit_a @ unit_b.T).clamp(-1, 1).acos(),
     }
     equal(answer(a, b), unit_a @ unit_b.T, mistakes)
 
@@ -72,9 +91,14 @@ def cosines(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
 @check("The right class has to win by an angle, not by a hair: that pulls pictures of one person together.")
 def with_margin(answer: Callable[[Tensor, float], Tensor]) -> None:
     """cos(theta) (...), m -> cos(theta + m)."""
-    cosine, margin = torch.linspace(-0.85, 0.98, 40).view(8, 5), 0.5
+    cosine, margin = torch.linspace(-0.85, 0.98, 40).view(8, 5).requires_grad_(), 0.4
     angle = cosine.acos()
     mistakes = {
+        "the margin is 0.5 whatever is asked for: use margin": (angle + 0.5).cos(),
+        "the margin is taken for degrees: it is in radians, as acos is": (angle + margin * torch.pi / 180).cos(),
+        "the sine is the root of 1 - cos^2: the root is missing": (
+            cosine * torch.tensor(margin).cos() - (1 - cosine.square()) * torch.tensor(margin).sin()
+        ),
         "that subtracts the margin from the cosine (CosFace): here it is added to the angle": cosine - margin,
         "it adds the margin to the cosine: go to the angle first, with acos": cosine + margin,
         "it takes the cosine of a cosine: go to the angle first, with acos": (cosine + margin).cos(),
@@ -82,13 +106,16 @@ def with_margin(answer: Callable[[Tensor, float], Tensor]) -> None:
         "it multiplies the angle (SphereFace): here the margin is added": (angle * margin).cos(),
         "it returns the angle: take its cosine": angle + margin,
     }
-    equal(answer(cosine, margin), (angle + margin).cos(), mistakes, tolerance=1e-3)
+    with torch.enable_grad():
+        got = answer(cosine, margin)
+    equal(got, (angle + margin).cos(), mistakes, tolerance=1e-3)
+    demand(got.requires_grad, "no gradient can come back through it, and it is for a loss: leave out detach()")
 
 
 @check("Negatives that beat the right class weigh little at first (t near 0), and more and more as t rises.")
 def curricular(answer: Callable[[Tensor, Tensor, float, float], Tensor]) -> None:
     """cosines (B, C), labels (B,), t, m -> the logits (B, C), before the scale."""
-    cosines, labels, t, margin = _random(6, 7).mul(0.4).clamp(-0.8, 0.8), torch.arange(6), 0.3, 0.4
+    cosines, labels, t, margin = _random(6, 7).mul(0.4).clamp(-0.8, 0.8).requires_grad_(), torch.arange(6), 0.2, 0.4
     row = labels[:, None]
     positive = cosines.gather(1, row)
     target = _with_margin(positive, margin)
@@ -110,6 +137,17 @@ def curricular(answer: Callable[[Tensor, Tensor, float, float], Tensor]) -> None
         ),
         "no negative is reweighted: that is ArcFace's loss": filled(cosines),
         "the margin is for the right class alone": _with_margin(cosines, margin),
+        "t is 0.3 whatever is asked for: use t": filled(
+            torch.where(cosines > target, cosines * (0.3 + cosines), cosines)
+        ),
+        "cos is not multiplied with t + cos: add first, then multiply": filled(
+            torch.where(cosines > target, cosines * t + cosines, cosines)
+        ),
+        "cos is not multiplied: it becomes cos (t + cos)": filled(torch.where(cosines > target, t + cosines, cosines)),
+        "it is scaled already: s comes later": 64 * filled(torch.where(cosines > target, harder, cosines)),
+        "T is cos(theta + m), on the angle, and not cos(theta) - m": torch.where(
+            cosines > positive - margin, harder, cosines
+        ).scatter(1, row, positive - margin),
         "a hard negative becomes cos (t + cos): t is added, then multiplied": filled(
             torch.where(cosines > target, cosines * t, cosines)
         ),
@@ -117,7 +155,10 @@ def curricular(answer: Callable[[Tensor, Tensor, float, float], Tensor]) -> None
             cosines > target, harder, cosines
         ),
     }
-    equal(answer(cosines, labels, t, margin), filled(torch.where(cosines > target, harder, cosines)), mistakes)
+    with torch.enable_grad():
+        got = answer(cosines, labels, t, margin)
+    equal(got, filled(torch.where(cosines > target, harder, cosines)), mistakes)
+    demand(got.requires_grad, "no gradient can come back through it, and it is for a loss: leave out detach()")
 
 
 @check("Each place of the map is a token now, and attention can choose among them.")
@@ -139,10 +180,12 @@ def as_tokens(answer: Callable[[Tensor], Tensor]) -> None:
 def structure(answer: Callable[[list[Tensor], list[Tensor]], Tensor]) -> None:
     """Four maps (B, C, h, w), CLIP's hidden states, each (B, 17, D) -> face structure features (B, 16, ...)."""
     maps = [_random(2, c, s, s, seed=s) for c, s in ((2, 16), (3, 8), (4, 6), (5, 2))]
-    hidden = [_random(2, 17, 6, seed=i) for i in range(4)]
+    hidden = [_random(2, 17, 6, seed=i) for i in range(7)]
     sized = [F.interpolate(m, size=(4, 4), mode="bilinear", align_corners=False) for m in maps]
     corners = [F.interpolate(m, size=(4, 4), mode="bilinear", align_corners=True) for m in maps]
     nearest = [F.interpolate(m, size=(4, 4)) for m in maps]
+    areas = [F.interpolate(m, size=(4, 4), mode="area") for m in maps]
+    smooth = [F.interpolate(m, size=(4, 4), mode="bilinear", antialias=True) for m in maps]
 
     def joined(maps: list[Tensor], clip: Tensor, clip_first: bool = False) -> Tensor:
         parts = [torch.cat(maps, 1).flatten(2).transpose(1, 2), clip]
@@ -159,6 +202,14 @@ def structure(answer: Callable[[list[Tensor], list[Tensor]], Tensor]) -> None:
         "the maps go from the shallow to the deep one": joined(sized[2::-1], hidden[-2][:, 1:]),
         "align_corners=True: leave it False, as pixels are areas, not points": joined(corners[:3], hidden[-2][:, 1:]),
         "that picks single pixels of the maps: resize with mode='bilinear'": joined(nearest[:3], hidden[-2][:, 1:]),
+        "areas are averaged: resize with mode='bilinear'": joined(areas[:3], hidden[-2][:, 1:]),
+        "antialias=True averages what bilinear leaves out: leave it off": joined(smooth[:3], hidden[-2][:, 1:]),
+        "CLIP's tokens are of an earlier layer: the second-to-last is the last but one of the list": joined(
+            sized[:3], hidden[2][:, 1:]
+        ),
+        "the maps' places go column by column: rows come first, as in CLIP's tokens": joined(
+            [m.transpose(2, 3) for m in sized[:3]], hidden[-2][:, 1:]
+        ),
     }
     try:
         got = answer(maps, hidden)

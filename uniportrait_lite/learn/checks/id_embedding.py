@@ -70,6 +70,9 @@ def read_features(answer: Callable[..., Tensor]) -> None:
 
     both = torch.cat([features, queries], dim=1)
     k, v = to_kv(both).chunk(2, dim=-1)
+    normed = read(F.layer_norm(both, (6,)), F.layer_norm(queries, (6,)))
+    pairs = to_kv(both).unflatten(-1, (heads, 8)).transpose(1, 2).chunk(2, dim=-1)
+    mixed = F.scaled_dot_product_attention(split(to_q(queries)), *pairs).transpose(1, 2).flatten(2)
     mistakes = {
         "keys and values come from the features alone: the queries belong to them, too": read(features),
         "keys and values come from the queries alone: where are the features?": read(queries),
@@ -77,6 +80,8 @@ def read_features(answer: Callable[..., Tensor]) -> None:
         "the heads are put together in the wrong order: transpose back before you flatten": read(both, merge=False),
         "the features ask, too: only the queries are to be updated": read(both, both),
         "all channels attend as one head: split them first": F.scaled_dot_product_attention(to_q(queries), k, v),
+        "features and queries are normalised here: they are already": normed,
+        "keys and values lie side by side for all heads together: chunk first, then split each into heads": mixed,
     }
     equal(answer(features, queries, to_q, to_kv, heads), read(both), mistakes)
 
@@ -103,12 +108,14 @@ def qformer_layer(answer: Callable[..., Tensor]) -> None:
     first = queries + to_intrinsic(intrinsic, queries)
     parallel = first + beta * to_structure(structure, queries)
     scaled = beta * (first + to_structure(structure, first))
+    before = first + to_structure(beta * structure, first)
     turned = queries + beta * to_structure(structure, queries)
     turned = turned + to_intrinsic(intrinsic, turned)
     mistakes = {
         "beta is not used: it scales the attention to the structure features": layer(beta=1),
         "beta scales the attention to F_r: it belongs to F_s": layer(beta=1, beta_r=beta),
         "beta scales everything: only what the attention to F_s adds": scaled + feed_forward(scaled),
+        "beta scales F_s before it is read: it scales what reading it adds": before + feed_forward(before),
         "structure is read by the old queries: those that have read F_r should ask": parallel + feed_forward(parallel),
         "the order is F_r first, then F_s": turned + feed_forward(turned),
         "the first attention replaces the queries: add it to them": layer(keep=(0, 1, 1)),
@@ -125,12 +132,17 @@ def structure_drop(answer: Callable[..., tuple[Tensor, Tensor]]) -> None:
     """which (B,), dice (B, L), drop_path, drop_token, rate -> what is kept: path (B,), tokens (B, L), both bool."""
     which = torch.tensor([0.1, 0.3, 0.4, 0.65, 0.7, 0.95])
     dice = torch.rand(6, 50, generator=torch.Generator().manual_seed(0))
-    path_rate, token_rate, rate = 0.33, 0.33, 0.4
+    path_rate, token_rate, rate = 0.25, 0.42, 0.4
     path, low = which >= path_rate, dice < rate
     thinned = path & (which < path_rate + token_rate)
     got = answer(which, dice, path_rate, token_rate, rate)
     demand(got is not None, "it returns None: is there a `return`?")
     demand(isinstance(got, tuple | list) and len(got) == 2, "it returns two things: the path, then the tokens")
+    for name, part in zip(("path", "tokens"), got, strict=True):
+        numbers = isinstance(part, Tensor) and part.is_floating_point()
+        demand(
+            not numbers, f"{name} holds {getattr(part, 'dtype', '')} numbers: return bools, as comparisons give them"
+        )
     equal(
         got[0],
         path,
@@ -146,6 +158,13 @@ def structure_drop(answer: Callable[..., tuple[Tensor, Tensor]]) -> None:
         ~(low & thinned[:, None]),
         {
             "tokens says what is dropped: True should mean kept": low & thinned[:, None],
+            "no sample loses tokens: those with drop_path <= which < drop_path + drop_token do": torch.ones_like(low),
+            "where the branch is dropped the tokens are False: they stay True there, as path says it already": (
+                ~(low & thinned[:, None]) & path[:, None]
+            ),
+            "the thinned end at drop_token: they begin at drop_path and end at drop_path + drop_token": (
+                ~(low & (path & (which < token_rate))[:, None])
+            ),
             "every sample loses tokens: only those with drop_path <= which < drop_path + drop_token": ~low,
             "samples of the first third lose tokens, too; there the whole branch is dropped already": (
                 ~(low & (which < path_rate + token_rate)[:, None])
@@ -163,7 +182,10 @@ def structure_drop(answer: Callable[..., tuple[Tensor, Tensor]]) -> None:
     )
 
 
-@check("Text keeps its softmax to itself: at ID scale 0 the model is what it was, bit for bit.")
+@check(
+    "Text keeps its softmax to itself: at ID scale 0 the model is what it was, bit for bit. In one long sequence ID "
+    "tokens would take attention away from the words, and the scale would have nothing to scale."
+)
 def decoupled(answer: Callable[..., Tensor]) -> None:
     """q, k_text, v_text, k_id, v_id, id_scale -> (B, L, d)."""
     q, scale = _random(2, 6, 8), 0.6

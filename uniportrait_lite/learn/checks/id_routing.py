@@ -150,6 +150,9 @@ def straight_through(answer: Callable[[Tensor], Tensor]) -> None:
         {
             "the gradient points the wrong way: it is the subtracted soft that must be detached": -weight,
             "the gradient reaches the winners alone: the losers should hear of it, too": weight * one_hot(soft),
+            "the gradient reaches the winners alone, divided by their shares: add soft, and subtract soft.detach()": (
+                weight * (one_hot(soft) / soft).detach()
+            ),
         },
     )
 
@@ -157,7 +160,7 @@ def straight_through(answer: Callable[[Tensor], Tensor]) -> None:
 @check("Inside faces the map has to name the right person; the background is free, and every layer counts alike.")
 def routing_loss(answer: Callable[[dict[str, Tensor], Tensor], Tensor]) -> None:
     """maps: psi (B, N, h, w) of each layer; boxes (B, N, 4), shares of the picture -> the loss, one number."""
-    boxes = torch.tensor([[(0.0, 0.1, 0.4, 0.8), (0.55, 0.0, 0.9, 0.6)], [(0.5, 0.3, 1.0, 0.9), (0.1, 0.2, 0.45, 0.7)]])
+    boxes = torch.tensor([[(0.0, 0.1, 0.5, 0.9), (0.3, 0.0, 0.9, 0.6)], [(0.6, 0.3, 1.0, 0.7), (0.1, 0.2, 0.35, 0.6)]])
     sizes = ((8, 12), (6, 9), (4, 6))
     maps = {f"layer {k}": _random(2, 2, *size, seed=k).softmax(1) for k, size in enumerate(sizes)}
 
@@ -173,8 +176,33 @@ def routing_loss(answer: Callable[[dict[str, Tensor], Tensor], Tensor]) -> None:
             losses.append(errors.sum() / count[by_place])
         return torch.stack(losses).mean() if mean else torch.stack(losses).sum()
 
-    right = loss()
+    def parts(own: bool = False, doubly: bool = False) -> tuple[Tensor, Tensor]:
+        """The errors added up, and the number of places, by layer and picture (layers, B)."""
+        errors, counts = [], []
+        for psi in maps.values():
+            masks = box_masks(boxes, psi.shape[-2:])
+            union = masks.sum(1, keepdim=True) if doubly else masks.amax(1, keepdim=True)
+            errors.append(((masks if own else union) * (psi - masks)).square().mean(1).sum((1, 2)))
+            counts.append(union.sum((1, 2, 3)))
+        return torch.stack(errors), torch.stack(counts)
+
+    def mean_of(errors: Tensor, counts: Tensor) -> Tensor:
+        return (errors.sum(1) / counts.sum(1)).mean()
+
+    right, (errors, counts) = loss(), parts()
     mistakes = {
+        "each picture is averaged by itself: add up errors and places over all pictures, then divide": (
+            (errors / counts).mean()
+        ),
+        "the places of all layers are counted together: each layer has a mean of its own, then the mean of these": (
+            errors.sum() / counts.sum()
+        ),
+        "each identity's errors count inside its own box alone: inside the union of all boxes they should": mean_of(
+            *parts(own=True)
+        ),
+        "where boxes overlap W is 2: it is 1 where any of the masks is, the largest over the identities": mean_of(
+            *parts(doubly=True)
+        ),
         "the background counts, too: multiply with the union of the masks, W": loss(free=False, by_place="all"),
         "the background counts, too, though you divide by the places of W: multiply with W": loss(free=False),
         "the errors are not divided by N: average over the identities": loss(by_n=False),
@@ -190,11 +218,11 @@ def routing_loss(answer: Callable[[dict[str, Tensor], Tensor], Tensor]) -> None:
 @check("Claimed once: yours. Claimed by several: shared. Claimed by nobody: the prompt's alone.")
 def shares(answer: Callable[[Tensor, tuple[int, int]], Tensor]) -> None:
     """masks (1, N, H, W), 0 to 1, and a layer's (h, w) -> psi (1, N, h, w)."""
-    masks = torch.zeros(1, 3, 8, 12)
-    masks[0, 0, :, :5], masks[0, 1, 2:, 3:7], masks[0, 2, 1:7, 3:10] = 1, 1, 1
+    masks = torch.zeros(1, 3, 16, 24)
+    masks[0, 0, :, :9], masks[0, 1, 3:, 6:13], masks[0, 2, 3:13, 5:19] = 1, 1, 1
     small = F.interpolate(masks, size=(4, 6), mode="area")
     total = small.sum(1, keepdim=True)
-    nearest = F.interpolate(masks, size=(4, 6), mode="nearest")
+    nearest, bilinear = (F.interpolate(masks, size=(4, 6), mode=mode) for mode in ("nearest", "bilinear"))
     mistakes = {
         "places that nobody claims give NaN: divide by the sum only where it is above 1, clamp_min(1)": small / total,
         "edges that one person claims in part are made whole: divide only where the sum is above 1, clamp_min(1)": (
@@ -207,6 +235,9 @@ def shares(answer: Callable[[Tensor, tuple[int, int]], Tensor]) -> None:
         ),
         "the masks are sampled, not averaged: mode='area' keeps the share that is covered": (
             nearest / nearest.sum(1, keepdim=True).clamp_min(1)
+        ),
+        "bilinear reads four pixels of those that a place covers: mode='area' averages all": (
+            bilinear / bilinear.sum(1, keepdim=True).clamp_min(1)
         ),
         "the masks keep the picture's size: bring them to the layer's": masks / masks.sum(1, keepdim=True).clamp_min(1),
     }

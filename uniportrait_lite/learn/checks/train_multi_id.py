@@ -52,7 +52,7 @@ def share(answer: Callable[[str], float]) -> None:
 @check("Only places that belong to exactly one face can be right or wrong.")
 def right_share(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
     """scores (B, N, h, w), masks (B, N, h, w) of 0 and 1 -> the share of right places, a number."""
-    scores, masks = _random(3, 3, 6, 8), torch.zeros(3, 3, 6, 8)
+    scores, masks = _random(3, 3, 6, 8, seed=15), torch.zeros(3, 3, 6, 8)
     for k in range(3):  # three boxes a picture, of other sizes, two of which overlap
         masks[k, 0, 1:4, 0 : 3 + k] = masks[k, 1, 0:5, 2:5] = masks[k, 2, 3:6, 6:8] = 1
     alone, union = masks.sum(1) == 1, masks.amax(1) > 0
@@ -70,6 +70,9 @@ def right_share(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
         "it compares places, not people: argmax runs over dim=1, the identities": (
             (scores.argmax(-1) == masks.argmax(-1)).float().mean()
         ),
+        "it asks whether the right one's score is above a half, not whether it is the largest": (
+            ((scores * masks).sum(1) > 0.5)[alone].float().mean()
+        ),
         "it asks whether the right one has more than half, not whether it has most": (
             ((scores.softmax(1) * masks).sum(1) > 0.5)[alone].float().mean()
         ),
@@ -85,6 +88,8 @@ def stage_loss(answer: Callable[..., Tensor]) -> None:
     """predicted, target, logits by layer, boxes, route_weight -> the loss, a number."""
     predicted, target = _random(2, 3, 8, 12), _random(2, 3, 8, 12, seed=1)
     logits = {"down": 2 * _random(2, 2, 8, 12, seed=2), "mid": 2 * _random(2, 2, 4, 6, seed=3)}
+    for x in (predicted, *logits.values()):
+        x.requires_grad_()
     boxes = torch.tensor([[[0.1, 0.2, 0.45, 0.8], [0.5, 0.1, 0.9, 0.7]], [[0.6, 0.1, 0.95, 0.9], [0.0, 0.3, 0.3, 0.8]]])
     error, weight = F.mse_loss(predicted, target), 0.3
 
@@ -111,11 +116,22 @@ def stage_loss(answer: Callable[..., Tensor]) -> None:
         "the layers are added up: routing_loss takes all of them at once, and averages": error + weight * each,
         "the squared error is summed: take its mean": F.mse_loss(predicted, target, reduction="sum") + weight * soft,
         "the diffusion loss is the error's absolute value: it is squared": F.l1_loss(predicted, target) + weight * soft,
+        "lambda is 0.1 whatever is asked for: use route_weight": error + 0.1 * soft,
+        "each place's shares come from a sigmoid: softmax over the identities, dim=1, makes them add up to 1": (
+            error + weight * route(torch.sigmoid)
+        ),
     }
-    equal(answer(predicted, target, logits, boxes, weight), error + weight * soft, mistakes)
+    kept = {name: layer.detach().clone() for name, layer in logits.items()}
+    with torch.enable_grad():  # the notebook may have switched it off
+        got = answer(predicted, target, dict(logits), boxes, weight)
+    equal(got, error + weight * soft, mistakes)
+    demand(all(torch.equal(kept[name], layer) for name, layer in logits.items()), "it overwrites the logits")
+    for what, x in (("the diffusion loss", predicted), ("the routing loss", logits["down"])):
+        there = torch.autograd.grad(got, x, allow_unused=True, retain_graph=True)[0] if got.requires_grad else None
+        demand(there is not None, f"no gradient comes back through {what}: leave out detach() and .item()")
 
 
-@check("Warm at first, so that every identity is tried; cooler later, so that gradients speak of the choice.")
+@check("Warm at first, when every place gets a gradient; cooler later, when only the undecided ones do.")
 def temperature(answer: Callable[[int, float, float, int], float]) -> None:
     """step, first, last, cooling -> the temperature of that step."""
     asked = [(0, 1.0, 0.5, 200), (50, 1.0, 0.5, 200), (200, 1.0, 0.5, 200), (500, 1.0, 0.5, 200), (30, 2.0, 0.2, 100)]
@@ -137,16 +153,17 @@ def temperature(answer: Callable[[int, float, float, int], float]) -> None:
         ),
         "it falls to 0: its end is `last`": schedule(lambda done, first, last: first * (1 - min(1.0, done))),
         "it falls by `first` times `last`: the way to go is last - first": schedule(
-            lambda done, first, last: first * (1 - last * min(1.0, done)) if last != 0.5 else -1
+            lambda done, first, last: first * (1 - last * min(1.0, done))
         ),
     }
     wanted = schedule(lambda done, first, last: first + (last - first) * min(1.0, done))
     equal(torch.tensor([float(value) for value in got]), wanted, mistakes)
-    try:
-        at_once = answer(3, 1.0, 0.5, 0)
-    except ZeroDivisionError:
-        demand(False, "it divides by 0 where cooling is 0: then the temperature is `last` from the beginning")
-    demand(abs(at_once - 0.5) < 1e-6, "where cooling is 0, the temperature is `last` from the beginning")
+    for step in (0, 3):
+        try:
+            at_once = answer(step, 1.0, 0.5, 0)
+        except ZeroDivisionError:
+            demand(False, "it divides by 0 where cooling is 0: then the temperature is `last` from the beginning")
+        demand(abs(at_once - 0.5) < 1e-6, "where cooling is 0, the temperature is `last` from the beginning")
 
 
 class _Small(nn.Module):
@@ -178,6 +195,7 @@ class _Counting(torch.optim.SGD):
 def _trained(step: Callable[..., object], steps: int = 3) -> tuple[Tensor, list[object], int]:
     """The weights after some steps, what these returned, and how often the optimiser has moved."""
     model = _Small()
+    model.router.weight.grad = _random(1, 3, seed=9)  # of somebody else's step
     optimiser = _Counting([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.5)
     given = [step(model, _random(5, 3, seed=10 + k), optimiser) for k in range(steps)]
     return model.router.weight.detach().clone(), given, optimiser.moves
@@ -200,12 +218,14 @@ def _step(zero: str = "before", clip: str | None = "norm", part: str = "loss", l
         if clip == "value":
             nn.utils.clip_grad_value_(model.parameters(), limit)
         optimiser.step()
+        if zero == "after":
+            optimiser.zero_grad()
         return loss.item()
 
     return step
 
 
-@check("Five lines, whatever the network: everything else of this project is about what goes into them.")
+@check("The same lines, whatever the network: everything else of this project is about what goes into them.")
 def training_step(answer: Callable[..., object]) -> None:
     """model, batch, optimiser -> the loss as a number; the optimiser has moved the weights."""
     found, given, moves = _trained(answer)
@@ -218,6 +238,10 @@ def training_step(answer: Callable[..., object]) -> None:
         "the gradients are not clipped between backward() and optimiser.step(): one bad batch could throw the routers "
         "far away": _step(clip=None),
         "the gradients are clipped before backward(), when they are old ones": _step(zero="never", clip="early"),
+        "the gradients are set to 0 only after the step, so those that were there at the first call still count": (
+            _step(zero="after")
+        ),
+        "the gradients are clipped to another norm than 1": _step(limit=0.1),
         "each gradient is clipped by itself, which turns the direction: clip_grad_norm_ keeps it": _step(clip="value"),
         "it trains on the diffusion loss alone: model(batch)['loss'] has the routing loss in it": (
             _step(part="diffusion")
@@ -236,22 +260,21 @@ def training_step(answer: Callable[..., object]) -> None:
 
 @check("Not nearly the same: the same. Training that should leave a thing alone leaves every bit of it.")
 def changed(answer: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], set[str]]) -> None:
-    """Weights by name, before and after -> the names of those that differ in any bit."""
+    """Weights by name, before and after -> the names of those that differ in any number."""
     before = {name: _random(4, 4, seed=k) for k, name in enumerate(("a", "b", "c", "d"))}
     after = {name: weight.clone() for name, weight in before.items()}
     after["b"] += 1
     after["d"][0, 0] *= 1 + 2e-7
     got = answer(before, after)
     demand(got is not None, "it returns None: is there a `return`?")
-    demand(not isinstance(got, str | Mapping), "it returns no set of names")
-    got = set(got)
+    demand(isinstance(got, set | frozenset), f"it returns a {type(got).__name__}: a set of names is wanted")
     demand(got != {"a", "c"}, "these are the names of those that stayed the same")
     demand(got != {"b"}, "it misses a weight that differs in its last bit only: compare with torch.equal, not nearly")
     demand(got != {"a", "b", "c", "d"}, "all are named, also those that are equal: compare values, not objects")
     demand(got == {"b", "d"}, f"it should be {{'b', 'd'}} here, and it is {got}")
 
 
-GRADIENTS = {"router.weight": (2, 3), "router.bias": (4,)}
+GRADIENTS = {"router.weight": (2, 3), "router.bias": (4,), "lora_A": (2, 5), "lora_B": (3, 2)}
 
 
 @check("Each process has its own samples; after this they all hold the same gradient, and stay the same network.")
@@ -273,6 +296,7 @@ def averaged_gradients(answer: Callable[[list[dict[str, Tensor]]], dict[str, Ten
             "only the first process is heard": every[0],
             "only the last process is heard": every[-1],
             "the gradients are kept side by side: one of the shape of the weight is wanted": every,
-            "it divides by 2, and there may be more processes": every.sum(0) / 2,
+            "it divides by 2, whatever the number of processes is: len(...) knows it": every.sum(0) / 2,
+            "it divides by the number of names: divide by that of processes": every.sum(0) / len(GRADIENTS),
         }
         equal(got[name], every.mean(0), mistakes)

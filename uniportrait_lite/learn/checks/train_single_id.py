@@ -31,6 +31,11 @@ def noisy(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         "the noise has the root of alpha_bar, too: it should have the root of 1 - alpha_bar": a.sqrt()
         * (clean + noise),
         "the noise is added in full: it gets the root of 1 - alpha_bar": a.sqrt() * clean + noise,
+        "the picture's share lacks its root: sqrt(alpha_bar)": a * clean + (1 - a).sqrt() * noise,
+        "the noise's share lacks its root: sqrt(1 - alpha_bar)": a.sqrt() * clean + (1 - a) * noise,
+        "all samples get the first one's alpha_bar: each has its own": (
+            a[:1].sqrt() * clean + (1 - a[:1]).sqrt() * noise
+        ),
         "1 - sqrt(alpha_bar) is not sqrt(1 - alpha_bar)": a.sqrt() * clean + (1 - a.sqrt()) * noise,
         "alpha_bar went along the columns: it is one number for each sample, so give it the shape (B, 1, 1, 1)": (
             alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * noise
@@ -53,6 +58,9 @@ def velocity(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         "the sign is turned: the noise counts positive, the picture negative": -v,
         "the roots are swapped: the noise has that of alpha_bar": (1 - a).sqrt() * noise - a.sqrt() * clean,
         "the picture is added: it is subtracted": a.sqrt() * noise + (1 - a).sqrt() * clean,
+        "the roots are swapped, and the sign is turned: the noise counts positive, with the root of alpha_bar": (
+            a.sqrt() * clean - (1 - a).sqrt() * noise
+        ),
         "alpha_bar is used without its root": a * noise - (1 - a) * clean,
     }
     equal(answer(clean, noise, alpha_bar), v, mistakes)
@@ -61,7 +69,7 @@ def velocity(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
 @check("A weighted mean: small things count as the person looking at the picture would count them.")
 def face_loss(answer: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     """error and inside (B, h, w), weight -> the weighted mean, a number as a tensor ()."""
-    error = _random(3, 4, 6).square()
+    error = _random(3, 4, 6).square().requires_grad_()
     inside, weight = (_random(3, 4, 6, seed=1) > 0.6).float(), 3.0
     weights = 1 + (weight - 1) * inside
     each = (error * weights).sum((1, 2)) / weights.sum((1, 2))
@@ -78,8 +86,17 @@ def face_loss(answer: Callable[[Tensor, Tensor, float], Tensor]) -> None:
         "the background counts more, not the face": (error * flipped).sum() / flipped.sum(),
         "each sample has a mean of its own, and then these are averaged: take one mean over all": each.mean(),
         "it gives a number for each sample: one mean over all is wanted": each,
+        "inside and outside have a mean each here, and then these are put together: take one mean over all places": (
+            (weight * (error * inside).sum() / inside.sum() + (error * (1 - inside)).sum() / (1 - inside).sum())
+            / (weight + 1)
+        ),
     }
-    equal(answer(error, inside, weight), (error * weights).sum() / weights.sum(), mistakes)
+    was = inside.clone()
+    with torch.enable_grad():  # a notebook may have switched it off
+        got = answer(error, inside, weight)
+    equal(got, (error * weights).sum() / weights.sum(), mistakes)
+    demand(torch.equal(inside, was), "it overwrites inside: make a new tensor")
+    demand(got.requires_grad, "no gradient can come back through it: leave out detach() and .item()")
 
 
 class _Base(nn.Module):
@@ -109,6 +126,7 @@ def trained_only(answer: Callable[[nn.Module, Sequence[nn.Module]], Iterable[nn.
     )
     demand(all(p.requires_grad for p in wanted), "something of what was added is frozen")
     demand(got is not None, "it returns None: is there a `return`?")
+    demand(isinstance(got, list | tuple), f"it returns a {type(got).__name__}: a list is wanted, to be used twice")
     got = list(got)
     demand(
         all(isinstance(p, nn.Parameter) for p in got),
@@ -129,15 +147,18 @@ def trained_only(answer: Callable[[nn.Module, Sequence[nn.Module]], Iterable[nn.
 def swapped(answer: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     """people (B,), dice (B,), rate -> for each picture the number of the one that F_r is taken from (B,)."""
     people = torch.tensor([7, 3, 7, 5, 3, 7, 5, 9])
-    dice = torch.tensor([0.1, 0.2, 0.9, 0.1, 0.8, 0.05, 0.7, 0.1])
+    dice = torch.tensor([0.9, 0.2, 0.1, 0.1, 0.8, 0.05, 0.7, 0.1])
     rate, own = 0.3, torch.arange(8)
     following = torch.tensor([2, 4, 5, 6, 1, 0, 3, 7])
     first = torch.tensor([0, 1, 0, 3, 1, 0, 3, 7])
     low = dice < rate
     at_the_end = torch.tensor([2, 4, 5, 6, 4, 5, 6, 7])
+    previous, other = torch.tensor([5, 4, 0, 6, 1, 2, 3, 7]), torch.tensor([2, 4, 0, 6, 1, 0, 3, 7])
     mistakes = {
+        "it is the picture before: the next one is wanted": torch.where(low, previous, own),
+        "it is the first of their other pictures: the next one is wanted": torch.where(low, other, own),
         "every picture is swapped: only those whose die is below the rate": following,
-        "nothing is swapped": own,
+        "nothing is swapped (if you looked at neighbours only: a person's pictures need not be neighbours)": own,
         "the dice are read the wrong way round: swapped are those below the rate": torch.where(low, own, following),
         "it returns people: the numbers of pictures are wanted": torch.where(low, people[following], people),
         "it returns people, not pictures": people,
@@ -157,7 +178,7 @@ def swapped(answer: Callable[[Tensor, Tensor, float], Tensor]) -> None:
 @check("Three kinds of samples, and so guidance can compare: with words and a person, with neither, and between.")
 def hidden(answer: Callable[..., tuple[Tensor, Tensor]]) -> None:
     """text (B, T), F_r (B, L, C), the empty caption (T,), two dice (B,), two rates -> text and F_r."""
-    text, intrinsic, empty = torch.arange(1, 31).view(6, 5), _random(6, 3, 4), torch.zeros(5, dtype=torch.long)
+    text, intrinsic, empty = torch.arange(1, 31).view(6, 5), _random(6, 3, 4), torch.arange(40, 45)
     first, second = torch.tensor([0.05, 0.08, 0.5, 0.9, 0.02, 0.6]), torch.tensor([0.3, 0.8, 0.2, 0.9, 0.1, 0.4])
     no_caption, share = 0.1, 0.5
     silent = first < no_caption
@@ -184,6 +205,7 @@ def hidden(answer: Callable[..., tuple[Tensor, Tensor]]) -> None:
             "only samples without a person lose their caption: all with a first die below no_caption do": texts(nobody),
             "the wrong captions are empty: they should be those with a first die below no_caption": texts(~silent),
             "no caption is empty": text,
+            "the captions are zeros: an empty caption has tokens of its own, `empty`": text * ~silent[:, None],
         },
     )
     equal(
@@ -202,27 +224,34 @@ def hidden(answer: Callable[..., tuple[Tensor, Tensor]]) -> None:
     )
 
 
-@check("Forget, ask, clip, move: the four lines of every training.")
+@check("Forget, ask, clip, move: the lines of every training.")
 def one_step(answer: Callable[..., float]) -> None:
     """loss_of, batch, parameters, optimizer, max_norm -> the loss as a number; the parameters have moved."""
     start, stale, batch, rate = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([2.0, 1.0, -2.0]), _random(3) * 4, 0.1
-    weights = nn.Parameter(start.clone())
-    weights.grad = stale.clone()  # of the step before
-    optimizer = torch.optim.SGD([weights], lr=rate)
+    halves = [nn.Parameter(start[:1].clone()), nn.Parameter(start[1:].clone())]
+    arrived: list[Tensor] = []
+    for half, old in zip(halves, (stale[:1], stale[1:]), strict=True):
+        half.grad = old.clone()  # of the step before
+        half.register_hook(arrived.append)
+    optimizer = torch.optim.SGD(halves, lr=rate)
 
     def loss_of(values: Tensor) -> Tensor:
-        return (values * weights).sum() + 20
+        return (values * torch.cat(halves)).sum() + 20
 
-    def moved(gradient: Tensor, most: float | None = 1.0) -> Tensor:
+    def moved(gradient: Tensor, most: float | None = 0.5) -> Tensor:
         norm = gradient.norm()
         return start - rate * gradient * (1 if most is None else min(1, most / float(norm)))
 
     loss = float(loss_of(batch).detach())
-    got = answer(loss_of, batch, [weights], optimizer, 1.0)
-    if torch.equal(weights.detach(), start):
-        if weights.grad is None or not weights.grad.any():
+    got = answer(loss_of, batch, halves, optimizer, 0.5)
+    weights = torch.cat([half.detach() for half in halves])
+    gradients = [half.grad for half in halves if half.grad is not None]
+    if torch.equal(weights, start):
+        if not arrived:
+            raise Mistake("the weights have not moved, as no gradient has arrived: is there a loss.backward()?")
+        if not gradients or not torch.cat(gradients).any():
             raise Mistake("the weights have not moved: the gradients were set to zero between backward and step")
-        if torch.equal(weights.grad, stale):
+        if torch.equal(torch.cat(gradients), stale):
             raise Mistake("the weights have not moved: where are loss.backward() and optimizer.step()?")
         raise Mistake("the weights have not moved: optimizer.step() is missing")
     mistakes = {
@@ -233,8 +262,12 @@ def one_step(answer: Callable[..., float]) -> None:
         "gradients add up, and are not clipped: zero them first, clip them between backward and step": (
             moved(batch + stale, None)
         ),
+        "it is clipped to a norm of 1: max_norm says to which": moved(batch, 1.0),
+        "each parameter is clipped by itself, which turns the direction: clip all together": torch.cat(
+            [moved(batch * torch.tensor([1.0, 0, 0]))[:1], moved(batch * torch.tensor([0.0, 1, 1]))[1:]]
+        ),
     }
-    equal(weights.detach(), moved(batch), mistakes)
+    equal(weights, moved(batch), mistakes)
     demand(got is not None, "it returns None: the loss is wanted, as a number")
     demand(
         not isinstance(got, Tensor) or not got.requires_grad,
@@ -248,15 +281,16 @@ def averaged(answer: Callable[[Tensor, Tensor, float, int], Tensor]) -> None:
     """average and weights of one shape, decay, step -> the new average."""
     average, weights = _random(3, 4), _random(3, 4, seed=1)
     kept = (average.clone(), weights.clone())
-    for step, decay in ((5, 0.99), (5000, 0.98)):
+    for step, decay in ((5000, 0.98), (5, 0.99)):
         early = (1 + step) / (10 + step)
         rate = min(decay, early)
 
         def mixed(rate: float) -> Tensor:
             return rate * kept[0] + (1 - rate) * kept[1]
 
-        got = answer(average.clone(), weights, decay, step)
+        got = answer(average, weights, decay, step)
         demand(torch.equal(weights, kept[1]), "it changes the weights: they go on training as they are")
+        demand(torch.equal(average, kept[0]), "it changes the average that it was given: return a new tensor")
         wrong = {
             "average and weights are swapped: decay is what the average keeps": mixed(1 - rate),
             "early in training the decay should be smaller: the first average is that of untrained weights": (

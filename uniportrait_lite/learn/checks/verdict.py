@@ -14,6 +14,9 @@ from torch import Tensor
 OPEN = "Not solved yet: write your code in place of the line that raises NotImplementedError, and run the cell again."
 
 
+OFF = "the shape is right, the values are not"
+
+
 class Verdict:
     """What a check says: true if the answer is right, and in words."""
 
@@ -50,8 +53,9 @@ def check(lesson: str) -> Callable[[Callable[..., None]], Callable[..., Verdict]
                 return Verdict(False, OPEN)
             except Exception as error:
                 said = str(error) if isinstance(error, Mistake) else _stopped(error, answers)
-                if changed:
-                    said = f"it overwrites its argument {changed[0]}: write x = x + y, not x += y. Besides, {said}"
+                if changed:  # and so the inputs are no longer those of the right answer: how far it is off says nothing
+                    besides = "" if said.startswith(OFF) else f". Besides, {said}"
+                    said = f"it overwrites its argument {changed[0]}: write x = x + y, not x += y{besides}"
                 return Verdict(False, f"Not yet: {said}")
             return Verdict(True, f"Right. {lesson}")
 
@@ -85,7 +89,7 @@ def equal(got: Any, wanted: Tensor, mistakes: Mapping[str, Tensor] | None = None
     demand(got.dtype == wanted.dtype, f"it returns {got.dtype}, and {wanted.dtype} is wanted: keep the dtype")
     demand(bool(torch.isfinite(got.float()).all()), "some of its values are infinite or NaN: what is divided by 0?")
     off = (got.detach().float() - wanted.detach().float()).abs().max()
-    demand(_close(got, wanted, tolerance), f"the shape is right, the values are not: they differ by up to {off:.2g}")
+    demand(_close(got, wanted, tolerance), f"{OFF}: they differ by up to {off:.2g}")
 
 
 def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
