@@ -257,7 +257,8 @@ class Replay:
             up.unet.fuse_lora(adapter_names=[SINGLE if count == 1 else SEVERAL])
         unet = up.unet
         if compiled:
-            torch.compiler.reset()  # nothing of another case is in the way
+            torch.compiler.reset()  # nothing of another case is in the way, and only this one is counted
+            torch._dynamo.utils.counters.clear()
             unet = torch.compile(unet, backend=compiled)
         predicted = unet(latents, timestep, text, cross_attention_kwargs=conditions).sample
         if fused and count:

@@ -243,14 +243,16 @@ WRONG = {
         (lambda cosine, margin: torch.acos(cosine) + margin, "take its cosine"),
         (lambda cosine, margin: right("with_margin")(cosine, 0.5), "whatever is asked for"),
         (lambda cosine, margin: right("with_margin")(cosine, margin * torch.pi / 180), "for degrees"),
-        (lambda cosine, margin: right("with_margin")(cosine.detach(), margin), "no gradient"),
+        (lambda cosine, margin: right("with_margin")(cosine.detach(), margin), "not the gradient of cosine"),
+        (lambda c, m: right("with_margin")(c, m).detach() + 0 * c, "not the gradient of cosine"),
+        (lambda cosine, margin: right("with_margin")(cosine.mul_(1.0).add_(0.001).sub_(0.002), margin), "overwrites"),
     ],
     "curricular": [
         (all_negatives, "all negatives are reweighted"),
         (bare_positive, "bare cosine: it should have T"),
         (against_the_bare, "not its bare cosine"),
         (lambda cosines, labels, t, margin: right("curricular")(cosines, labels, 0.3, margin), "use t"),
-        (lambda cosines, *given: right("curricular")(cosines.detach(), *given), "no gradient"),
+        (lambda cosines, *given: right("curricular")(cosines.detach(), *given), "not the gradient of cosines"),
         (lambda *given: 64 * right("curricular")(*given), "s comes later"),
     ],
     "as_tokens": [
@@ -632,8 +634,8 @@ WRONG |= {
         (weighed(lambda inside, weight: 1 + weight * inside), "1 + weight times"),
         (weighed(mean=lambda e, w: ((e * w).sum((1, 2)) / w.sum((1, 2))).mean()), "a mean of its own"),
         (two_means, "a mean each"),
-        (lambda error, inside, weight: right("face_loss")(error.detach(), inside, weight), "no gradient"),
-        (weighs_in_place, "overwrites inside"),
+        (lambda error, inside, weight: right("face_loss")(error.detach(), inside, weight), "not the gradient of error"),
+        (weighs_in_place, "overwrites its argument inside"),
     ],
     "trained_only": [
         (frozen_last, "frozen with it"),
@@ -646,7 +648,7 @@ WRONG |= {
         (hides(lambda silent, second: silent), "only a share of them"),
         (hides(lambda silent, second: second), "with a caption, too"),
         (hides(lambda silent, second: silent | second), "only where the caption went"),
-        (hides_in_place, "changes the tensors"),
+        (hides_in_place, "overwrites its argument text"),
         (lambda text, *given: right("hidden")(text, given[0], 0 * given[1], *given[2:]), "tokens of its own"),
     ],
     "swapped": [
@@ -672,9 +674,9 @@ WRONG |= {
     "averaged": [
         (lambda average, weights, decay, step: right("averaged")(weights, average, decay, step), "swapped"),
         (lambda average, weights, decay, step: decay * average + (1 - decay) * weights, "early in training"),
-        (averaged_in_place, "changes the weights"),
+        (averaged_in_place, "overwrites its argument weights"),
         (lambda a, w, d, k: (r := max(d, (1 + k) / (10 + k))) * a + (1 - r) * w, "the larger of the two"),
-        (lambda average, *given: average.copy_(right("averaged")(average, *given)), "changes the average"),
+        (lambda average, *given: average.copy_(right("averaged")(average, *given)), "its argument average"),
     ],
 }
 
@@ -769,8 +771,8 @@ WRONG |= {
         (stage_loss_of(lambda scores: scores.softmax(1), lambda d, r, w: d + r), "lambda is not used"),
         (stage_loss_of(lambda scores: scores.softmax(1), lambda d, r, w: d + 0.1 * r), "whatever is asked for"),
         (stage_loss_of(torch.sigmoid), "from a sigmoid"),
-        (stage_loss_of(lambda scores: scores.softmax(1).detach()), "through the routing loss"),
-        (stage_loss_of(lambda scores: scores.softmax(1), lambda d, r, w: d.item() + w * r), "the diffusion loss"),
+        (stage_loss_of(lambda scores: scores.softmax(1).detach()), "not the gradient of down"),
+        (stage_loss_of(lambda scores: scores.softmax(1), lambda d, r, w: d.item() + w * r), "of the diffusion loss"),
     ],
     "temperature": [
         (never_at_its_end, "goes on falling"),

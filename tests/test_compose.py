@@ -327,6 +327,11 @@ def test_the_compose_protocol_runs_and_says_what_could_not_be_measured(tmp_path,
     assert text["similar"] is None and portraits["similar"] > 0.1 and text["faces"] == portraits["faces"] == 1
     assert 0 < portraits["pose"] < 0.5 and 0 < portraits["edges"] < 1
     assert result["swapped"]["changed_outside"] == 0 and result["swapped"]["similar"] > result["swapped"]["to_the_old"]
+    looks = {row["way"]: row for row in result["looks"]}
+    assert all(row["look"] > row["plain"] for row in looks.values())
+    assert looks["style transfer"]["seconds"] > 1.3 * looks["style transfer"]["without"] > 0 < text["seconds"]
+    table = (tmp_path / "compose.md").read_text()
+    assert "| followed | seconds |" in table and "| plain | seconds | seconds without |" in " ".join(table.split())
     assert "depth: not measured, no " in capsys.readouterr().out and "pretrain depth" in result["absent"]["depth"]
     assert (tmp_path / "compose_swapped.png").is_file()
     assert cli.main(["evaluate", "compose", "--people", "1"]) == 1

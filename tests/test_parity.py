@@ -49,15 +49,23 @@ def test_keys_and_values_computed_once_or_a_fused_lora_change_nothing(replay, na
     assert replay.case(name, **{way: True}).relative < parity.TOLERANCE
 
 
+def captured():
+    """How many calls of the last compiled case went into graphs."""
+    return torch._dynamo.utils.counters["stats"]["calls_captured"]
+
+
 @pytest.mark.parametrize("name", UNET)
 def test_what_torch_compile_captures_computes_the_same(replay, name):
     """Without the compiler's own code, which the next test and `parity.py --compile` run."""
     assert replay.case(name, compiled="aot_eager").relative < parity.TOLERANCE
+    assert captured() > 500
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
 def test_compiled_code_computes_the_same(replay):
     assert replay.case("unet/ids=3", compiled="inductor").relative < parity.TOLERANCE
+    assert captured() > 500
+    torch.compiler.reset()
 
 
 def test_half_precision_is_near_and_moves_a_border_of_the_routing_at_most(tmp_path):

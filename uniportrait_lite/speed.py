@@ -11,7 +11,7 @@ class fast_attention(TorchFunctionMode):  # noqa: N801 - used as a context manag
 
     torch's fused kernel of `scaled_dot_product_attention` saves memory that short sequences do not need, and its bf16
     backward pass takes 3 to 5 times as long (torch 2.13: 256 queries and keys, 2 heads of 32, batch 16: 23 ms against
-    8.5 on a core), a quarter of a training step; the text encoder's causal attention likewise, a tenth of one. All
+    8.5 on a core), a quarter of a training step; the text encoder's causal attention likewise, a twentieth of one. All
     other calls, and other devices and dtypes, stay as they are.
     """
 

@@ -10,7 +10,7 @@ from insightface.utils.face_align import arcface_dst
 from torch import Tensor
 
 from uniportrait_lite.backbone import with_margin as _with_margin
-from uniportrait_lite.learn.checks.verdict import Mistake, check, demand, equal
+from uniportrait_lite.learn.checks.verdict import Mistake, check, equal, learning, same_gradients
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -89,9 +89,10 @@ def cosines(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
 
 
 @check("The right class has to win by an angle, not by a hair: that pulls pictures of one person together.")
+@torch.enable_grad()
 def with_margin(answer: Callable[[Tensor, float], Tensor]) -> None:
     """cos(theta) (...), m -> cos(theta + m)."""
-    cosine, margin = torch.linspace(-0.85, 0.98, 40).view(8, 5).requires_grad_(), 0.4
+    cosine, margin = learning(torch.linspace(-0.85, 0.98, 40).view(8, 5)), 0.4
     angle = cosine.acos()
     mistakes = {
         "the margin is 0.5 whatever is asked for: use margin": (angle + 0.5).cos(),
@@ -106,16 +107,16 @@ def with_margin(answer: Callable[[Tensor, float], Tensor]) -> None:
         "it multiplies the angle (SphereFace): here the margin is added": (angle * margin).cos(),
         "it returns the angle: take its cosine": angle + margin,
     }
-    with torch.enable_grad():
-        got = answer(cosine, margin)
-    equal(got, (angle + margin).cos(), mistakes, tolerance=1e-3)
-    demand(got.requires_grad, "no gradient can come back through it, and it is for a loss: leave out detach()")
+    got, wanted = answer(cosine, margin), (angle + margin).cos()
+    equal(got, wanted, mistakes, tolerance=1e-3)
+    same_gradients(got, wanted, {"cosine": cosine})
 
 
 @check("Negatives that beat the right class weigh little at first (t near 0), and more and more as t rises.")
+@torch.enable_grad()
 def curricular(answer: Callable[[Tensor, Tensor, float, float], Tensor]) -> None:
     """cosines (B, C), labels (B,), t, m -> the logits (B, C), before the scale."""
-    cosines, labels, t, margin = _random(6, 7).mul(0.4).clamp(-0.8, 0.8).requires_grad_(), torch.arange(6), 0.2, 0.4
+    cosines, labels, t, margin = learning(_random(6, 7).mul(0.4).clamp(-0.8, 0.8)), torch.arange(6), 0.2, 0.4
     row = labels[:, None]
     positive = cosines.gather(1, row)
     target = _with_margin(positive, margin)
@@ -155,10 +156,9 @@ def curricular(answer: Callable[[Tensor, Tensor, float, float], Tensor]) -> None
             cosines > target, harder, cosines
         ),
     }
-    with torch.enable_grad():
-        got = answer(cosines, labels, t, margin)
-    equal(got, filled(torch.where(cosines > target, harder, cosines)), mistakes)
-    demand(got.requires_grad, "no gradient can come back through it, and it is for a loss: leave out detach()")
+    got, wanted = answer(cosines, labels, t, margin), filled(torch.where(cosines > target, harder, cosines))
+    equal(got, wanted, mistakes)
+    same_gradients(got, wanted, {"cosines": cosines})
 
 
 @check("Each place of the map is a token now, and attention can choose among them.")

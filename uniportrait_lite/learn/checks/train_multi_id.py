@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uniportrait_lite.id_routing import one_hot, routing_loss
-from uniportrait_lite.learn.checks.verdict import check, demand, equal
+from uniportrait_lite.learn.checks.verdict import check, demand, equal, learning, same_gradients
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -84,12 +84,12 @@ def right_share(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
 
 
 @check("Two losses, one number: the picture asks for the right face, the boxes say where it is.")
+@torch.enable_grad()
 def stage_loss(answer: Callable[..., Tensor]) -> None:
     """predicted, target, logits by layer, boxes, route_weight -> the loss, a number."""
     predicted, target = _random(2, 3, 8, 12), _random(2, 3, 8, 12, seed=1)
     logits = {"down": 2 * _random(2, 2, 8, 12, seed=2), "mid": 2 * _random(2, 2, 4, 6, seed=3)}
-    for x in (predicted, *logits.values()):
-        x.requires_grad_()
+    predicted, logits = learning(predicted), {name: learning(layer) for name, layer in logits.items()}
     boxes = torch.tensor([[[0.1, 0.2, 0.45, 0.8], [0.5, 0.1, 0.9, 0.7]], [[0.6, 0.1, 0.95, 0.9], [0.0, 0.3, 0.3, 0.8]]])
     error, weight = F.mse_loss(predicted, target), 0.3
 
@@ -121,14 +121,12 @@ def stage_loss(answer: Callable[..., Tensor]) -> None:
             error + weight * route(torch.sigmoid)
         ),
     }
-    kept = {name: layer.detach().clone() for name, layer in logits.items()}
-    with torch.enable_grad():  # the notebook may have switched it off
-        got = answer(predicted, target, dict(logits), boxes, weight)
+    kept, given = {name: layer.detach().clone() for name, layer in logits.items()}, dict(logits)
+    got = answer(predicted, target, given, boxes, weight)
     equal(got, error + weight * soft, mistakes)
-    demand(all(torch.equal(kept[name], layer) for name, layer in logits.items()), "it overwrites the logits")
-    for what, x in (("the diffusion loss", predicted), ("the routing loss", logits["down"])):
-        there = torch.autograd.grad(got, x, allow_unused=True, retain_graph=True)[0] if got.requires_grad else None
-        demand(there is not None, f"no gradient comes back through {what}: leave out detach() and .item()")
+    same = all(given[name] is layer and torch.equal(kept[name], layer) for name, layer in logits.items())
+    demand(same, "it overwrites the logits: make a new dictionary, of new tensors")
+    same_gradients(got, error + weight * soft, {"the diffusion loss": predicted, **logits})
 
 
 @check("Warm at first, when every place gets a gradient; cooler later, when only the undecided ones do.")

@@ -55,8 +55,10 @@ def check(lesson: str) -> Callable[[Callable[..., None]], Callable[..., Verdict]
                 said = str(error) if isinstance(error, Mistake) else _stopped(error, answers)
                 if changed:  # and so the inputs are no longer those of the right answer: how far it is off says nothing
                     besides = "" if said.startswith(OFF) else f". Besides, {said}"
-                    said = f"it overwrites its argument {changed[0]}: write x = x + y, not x += y{besides}"
+                    said = _overwrites(changed) + besides
                 return Verdict(False, f"Not yet: {said}")
+            if changed:
+                return Verdict(False, f"Not yet: {_overwrites(changed)}")
             return Verdict(True, f"Right. {lesson}")
 
         return verdict
@@ -90,6 +92,31 @@ def equal(got: Any, wanted: Tensor, mistakes: Mapping[str, Tensor] | None = None
     demand(bool(torch.isfinite(got.float()).all()), "some of its values are infinite or NaN: what is divided by 0?")
     off = (got.detach().float() - wanted.detach().float()).abs().max()
     demand(_close(got, wanted, tolerance), f"{OFF}: they differ by up to {off:.2g}")
+
+
+def learning(x: Tensor) -> Tensor:
+    """`x` as a network would hand it over: its gradient is wanted, and it may be written over as any result may."""
+    return x.requires_grad_() * 1
+
+
+def same_gradients(got: Tensor, wanted: Tensor, inputs: Mapping[str, Tensor]) -> None:
+    """Raises `Mistake` unless the gradients of `inputs`, by name, are those that come back through `wanted`."""
+    weights = torch.linspace(1, 2, wanted.numel()).view_as(wanted)
+    for name, x in inputs.items():
+        right, there = (
+            torch.autograd.grad((y * weights).sum(), x, allow_unused=True, retain_graph=True)[0]
+            if y.requires_grad
+            else None
+            for y in (wanted, got)
+        )
+        demand(
+            there is not None and _close(there, right, 1e-3),
+            f"the values are right, but not the gradient of {name}: leave out detach(), .item(), .data and no_grad()",
+        )
+
+
+def _overwrites(changed: list[str]) -> str:
+    return f"it overwrites its argument {changed[0]}: write x = x + y, not x += y"
 
 
 def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
