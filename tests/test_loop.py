@@ -1,6 +1,8 @@
 """The training loop: what is learnt, what is kept, what is the same after a stop."""
 
 import json
+import multiprocessing
+import os
 
 import pytest
 import torch
@@ -173,3 +175,32 @@ def test_what_cannot_be_measured_in_a_step_is_left_out_of_the_log(tmp_path):
     train(settings(tmp_path, steps=4, log_every=4), network(), batch, measured)
     lines = (tmp_path / "log.jsonl").read_text()
     assert "NaN" not in lines and json.loads(lines.splitlines()[0])["share"] == 2 and "never" not in lines
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="workers are forked")
+def test_workers_make_the_same_batches_ahead(tmp_path):
+    """Each in a process of its own: the same weights come out, and an error in one comes through."""
+    alone, helped, made_by = network(), network(), set()
+
+    def numbered(step, generator):
+        return {"xy": batch(step, generator), "process": torch.tensor(os.getpid())}
+
+    def watched(model, data):
+        made_by.add(int(data["process"]))
+        return loss(model, data["xy"])
+
+    train(settings(tmp_path / "alone", workers=0), alone, numbered, watched)
+    assert made_by == {os.getpid()}
+    made_by.clear()
+    train(settings(tmp_path / "helped", workers=2), helped, numbered, watched)
+    assert len(made_by) == 2 and os.getpid() not in made_by
+    for a, b in zip(alone.parameters(), helped.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+    def broken(step, generator):
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        train(settings(tmp_path / "broken", workers=2), network(), broken, loss)
+    with pytest.raises(ConfigError, match="workers"):
+        settings(tmp_path, workers=-1)

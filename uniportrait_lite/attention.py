@@ -75,7 +75,7 @@ class IDConditions(Conditions):
 
 def _attend(attn: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Multi-head attention of (B, L, inner) on (B, T, inner)."""
-    q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
+    q, k, v = [x.view(*x.shape[:2], attn.heads, -1).transpose(1, 2) for x in (query, key, value)]
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return out.transpose(1, 2).flatten(2).to(query.dtype)
 
@@ -89,7 +89,7 @@ def _routed(attn: Attention, query: Tensor, key: Tensor, value: Tensor, psi: Ten
     key, value = (x.expand(batch, -1, -1, -1).flatten(0, 1) for x in (key, value))
     if psi is None:
         return _attend(attn, query, key, value)
-    each = _attend(attn, query.repeat_interleave(count, dim=0), key, value).unflatten(0, (batch, count))
+    each = _attend(attn, query.repeat_interleave(count, dim=0), key, value).view(batch, count, *query.shape[1:])
     return (psi.unsqueeze(-1) * each).sum(dim=1)
 
 

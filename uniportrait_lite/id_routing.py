@@ -104,7 +104,8 @@ class Routing(Conditions):
             scores = logits().float()
             psi = one_hot(scores) if self.temperature is None else gumbel(scores, self.temperature, not self.soft)
         if self.record is not None:
-            self.record(name, psi.unflatten(-1, size), None if scores is None else scores.unflatten(-1, size))
+            shape = (*psi.shape[:2], *size)
+            self.record(name, psi.reshape(shape), None if scores is None else scores.reshape(shape))
         return psi
 
 

@@ -4,10 +4,13 @@ All that is random in step k is drawn from generators seeded by (seed, k, proces
 state and a run that was killed continues bit for bit as if it had not been (on the CPU; on CUDA up to its kernels).
 """
 
+import itertools
 import json
+import multiprocessing
 import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from uniportrait_lite.errors import ConfigError, WeightsError
 from uniportrait_lite.muon import Muon
@@ -42,6 +46,7 @@ class LoopConfig:
     seed: int = 0
     log_every: int = 20
     checkpoint_every: float = 120.0  # seconds
+    workers: int | None = None  # processes that make batches ahead; None: as many as there are cores to spare, on CUDA
 
     def __post_init__(self):
         if self.steps is None and self.hours is None:
@@ -50,6 +55,8 @@ class LoopConfig:
             raise ConfigError(f"precision is fp32 or bf16, not {self.precision!r}")
         if self.steps is not None and self.steps < 1 or self.hours is not None and self.hours <= 0:
             raise ConfigError(f"steps={self.steps} and hours={self.hours} must be positive")
+        if self.workers is not None and self.workers < 0:
+            raise ConfigError(f"workers is a number of processes, or none, not {self.workers}")
 
 
 MAY_CHANGE = (
@@ -59,6 +66,8 @@ MAY_CHANGE = (
     "cooldown",
     "log_every",
     "checkpoint_every",
+    "workers",
+    "compile",
 )  # from one part of a run to the next
 
 
@@ -76,13 +85,14 @@ def train(
 ) -> list[dict]:
     """Trains the parameters of `model` that require gradients; returns the log, one dict a line.
 
-    `batch(step, generator)` makes the step's data, drawing from that generator alone; `loss(model, batch)` returns a
-    dict whose "loss" is minimised and whose other scalars are logged, with "waiting", the share of a step's time in
-    which its data was made and the network had nothing to do. A parameter learns at `rate(name)` times the
-    learning rate. Under several processes each gets generators of
-    its own and `model` is wrapped, so `loss` must go through `model(...)`. Afterwards `model` holds the averaged
-    weights where `ema` is set. Continues from `out/checkpoint.pt` where there is one, unless that was made with other
-    settings or with another `depends_on`: what else decides the weights, such as data and frozen networks.
+    `batch(step, generator)` makes the step's data on the CPU, drawing from that generator alone, so that `workers` may
+    make it ahead: a tensor, or what has a `to(device)`, or a list, tuple or dict of these. `loss(model, batch)` gets it
+    on the model's device and returns a dict whose "loss" is minimised and whose other scalars are logged, with
+    "waiting", the share of a step's time in which its data was waited for and the network had nothing to do. A
+    parameter learns at `rate(name)` times the learning rate. Under several processes each gets generators of its own
+    and `model` is wrapped, so `loss` must go through `model(...)`. Afterwards `model` holds the averaged weights where
+    `ema` is set. Continues from `out/checkpoint.pt` where there is one, unless that was made with other settings or
+    with another `depends_on`: what else decides the weights, such as data and frozen networks.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -102,27 +112,24 @@ def train(
 
 
 def _steps(run, accelerator, wrapped, model, batch, loss, evaluate, evaluate_every) -> None:
-    config = run.config
+    config, device = run.config, accelerator.device
     run.resume()
+    ahead = _ahead(config, batch, run.step, accelerator)
     while (progress := run.progress()) < 1:
-        step = run.step
         run.set_rates(progress)
-        torch.manual_seed(_mix(config.seed, step, accelerator.process_index, 0))
-        generator = torch.Generator().manual_seed(_mix(config.seed, step, accelerator.process_index, 1))
-        model.train()
         started = time.perf_counter()
-        data = batch(step, generator)
+        data = next(ahead)
         made = time.perf_counter()
+        torch.manual_seed(_mix(config.seed, run.step, accelerator.process_index, 0))
+        model.train()
         with accelerator.autocast():
-            values = loss(wrapped, data)
-        if not torch.isfinite(values["loss"]):
-            raise ConfigError(f"the loss is {values['loss'].item()} at step {step}: lower lr or muon_lr, then go on")
+            values = loss(wrapped, _on(device, data))
         accelerator.backward(values["loss"])
+        run.watch(values)
         run.update(accelerator)
-        found = {name: float(value.detach()) for name, value in values.items()}
-        run.log({**found, "waiting": (made - started) / (time.perf_counter() - started)})
+        run.log({"waiting": (made - started) / (time.perf_counter() - started)})
         if evaluate and evaluate_every and run.step % evaluate_every == 0 and accelerator.is_main_process:
-            with run.averaged():
+            with run.averaged(), torch.compiler.set_stance("force_eager"):
                 model.eval()
                 run.log(evaluate(model, run.step), always=True)
         run.checkpoint(force=False)
@@ -131,6 +138,46 @@ def _steps(run, accelerator, wrapped, model, batch, loss, evaluate, evaluate_eve
     run.use_average()
     model.eval()
     accelerator.wait_for_everyone()
+
+
+class _Data(Dataset):
+    """Step k -> its data, the same in whichever process it is made."""
+
+    def __init__(self, batch: Callable[[int, torch.Generator], Any], seed: int, process: int):
+        self.batch, self.seed, self.process = batch, seed, process
+
+    def __getitem__(self, step: int) -> Any:
+        return self.batch(step, torch.Generator().manual_seed(_mix(self.seed, step, self.process, 1)))
+
+
+def _ahead(config: LoopConfig, batch: Callable, step: int, accelerator) -> Iterator:
+    """The data of `step` and all that follow, made ahead by `workers` processes or, without any, when asked for."""
+    workers, cuda = config.workers, accelerator.device.type == "cuda"
+    forks = "fork" in multiprocessing.get_all_start_methods()  # a batch's function cannot be sent to a new process
+    if workers is None:
+        workers = max(1, min(16, os.cpu_count() // accelerator.num_processes - 2)) if cuda and forks else 0
+    elif workers and not forks:
+        raise ConfigError("this platform cannot fork, which workers need: give workers 0")
+    more = {"prefetch_factor": 4, "multiprocessing_context": "fork", "worker_init_fn": _alone} if workers else {}
+    data = _Data(batch, config.seed, accelerator.process_index)
+    return iter(DataLoader(data, batch_size=None, sampler=itertools.count(step), num_workers=workers,
+                           collate_fn=lambda made: made, pin_memory=cuda and workers > 0, **more))  # fmt: skip
+
+
+def _alone(worker: int) -> None:
+    """One thread in each worker: OpenCV's do not outlive a fork, and torch gives its own up by itself."""
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(0)
+
+
+def _on(device: torch.device, data: Any) -> Any:
+    if isinstance(data, dict):
+        return {name: _on(device, value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return type(data)(_on(device, value) for value in data)
+    if isinstance(data, torch.Tensor):
+        return data.to(device, non_blocking=True)
+    return data.to(device) if hasattr(data, "to") else data
 
 
 class _Run:
@@ -159,6 +206,7 @@ class _Run:
         self.step, self.elapsed, self.started, self.saved = 0, 0.0, time.time(), time.time()
         self.history: list[dict] = []
         self.pending: dict[str, list[float]] = {}
+        self.unread: list[tuple[int, dict[str, torch.Tensor]]] = []  # on CUDA: to read a number is to wait for it
         self.out = Path(config.out)
         self.writer = None
         if self.main:
@@ -230,9 +278,28 @@ class _Run:
 
         return Swap()
 
+    # --- what a step found ------------------------------------------------------------------------------------
+    def watch(self, values: dict[str, torch.Tensor]):
+        """Keeps a step's values for the log; on CUDA they are read together, before anything is written."""
+        self.unread.append((self.step, {name: value.detach() for name, value in values.items()}))
+        if values["loss"].device.type != "cuda" or (self.step + 1) % self.config.log_every == 0:
+            self.read()
+
+    def read(self):
+        """Raises `ConfigError` for a loss that is not finite."""
+        unread, self.unread = self.unread, []
+        for step, values in unread:
+            found = {name: float(value) for name, value in values.items()}
+            if not np.isfinite(found["loss"]):
+                raise ConfigError(f"the loss is {found['loss']} at step {step}: lower lr or muon_lr, then go on")
+            for name, value in found.items():
+                self.pending.setdefault(name, []).append(value)
+
     # --- log --------------------------------------------------------------------------------------------------
     def log(self, values: dict[str, float], always: bool = False, last: bool = False):
         """Gathers a step's values into means of `log_every` steps; `always` writes them as they are, at once."""
+        if last:
+            self.read()
         if not self.main:
             return
         if not always:
@@ -255,6 +322,7 @@ class _Run:
     def checkpoint(self, force: bool):
         if not self.main or not force and time.time() - self.saved < self.config.checkpoint_every:
             return
+        self.read()
         state = {
             "config": asdict(self.config),
             "depends_on": self.depends_on,

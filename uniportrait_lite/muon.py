@@ -17,22 +17,25 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            for p in params:
+                if not self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+            momenta, gradients = [self.state[p]["momentum"] for p in params], [p.grad for p in params]
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            updates = torch._foreach_lerp(gradients, momenta, group["momentum"])
             shapes: dict[tuple[int, int], list[tuple[nn.Parameter, torch.Tensor]]] = {}
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                update = p.grad.lerp(state["momentum"], group["momentum"]).flatten(1)
+            for p, update in zip(params, updates, strict=True):
+                update = update.flatten(1)
                 shapes.setdefault(tuple(update.shape), []).append((p, update))
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             for (rows, columns), members in shapes.items():
-                updates = orthogonalise(torch.stack([update for _, update in members]))
                 size = group["lr"] * max(1.0, rows / columns) ** 0.5
-                for (p, _), update in zip(members, updates, strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(update.view_as(p).to(p.dtype), alpha=-size)
+                turned = orthogonalise(torch.stack([update for _, update in members]))
+                matrices = [update.view_as(p).to(p.dtype) for (p, _), update in zip(members, turned, strict=True)]
+                torch._foreach_add_([p for p, _ in members], matrices, alpha=-size)
 
 
 def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:

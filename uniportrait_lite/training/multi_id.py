@@ -62,6 +62,8 @@ def run(config: MultiIDConfig) -> list[dict]:
         writable_folder(out, "choose another with --out")  # now, not after hours
     cache = writable_folder(world.CACHE, "run this from a folder of yours")
     model = build(config, stack, *first).to(state.device)
+    if config.compile:
+        model.unet.compile(dynamic=False)
     stack.features.to(state.device)
     with FileLock(cache / "multi_id.lock"):  # one process draws and computes, the others read
         sets = [
@@ -76,7 +78,7 @@ def run(config: MultiIDConfig) -> list[dict]:
     samples = GroupSamples(stack.pipeline, weights_folder, stack.folders["faces"], stack.world)
 
     def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return module(batch.to(state.device))
+        return module(batch)
 
     def save(place: Path, module: MultiID) -> None:
         if place.resolve() != single.resolve():

@@ -88,6 +88,10 @@ class StageConfig:
     seed: int = setting(0, "of all that is drawn at random")
     log_every: int = setting(20, "steps")
     checkpoint_every: float = setting(120.0, "seconds")
+    compile: bool = setting(
+        False, "true: the U-Net by torch.compile, for each kind of picture once: minutes, that an hour repays"
+    )
+    workers: int | None = setting(None, "processes that make batches ahead; none: on CUDA what cores are to spare")
     samples_every: int = setting(1000, "steps from one grid of samples, with its FaceSim, to the next")
 
     def _check(self, stage: str, changed: dict[str, bool], shares: tuple[str, ...], counts: tuple[str, ...]):
@@ -110,7 +114,7 @@ class StageConfig:
         """The part that the loop reads."""
         names = (
             "steps", "hours", "lr", "muon_lr", "weight_decay", "warmup", "cooldown", "ema", "precision", "seed",
-            "log_every", "checkpoint_every",
+            "log_every", "checkpoint_every", "workers",
         )  # fmt: skip
         return LoopConfig(out=self.run_folder, **{name: getattr(self, name) for name in names})
 

@@ -50,6 +50,8 @@ def run(config: SingleIDConfig) -> list[dict]:
         writable_folder(out, "choose another with --out")  # now, not after hours
     cache = writable_folder(world.CACHE, "run this from a folder of yours")
     model = build(config, stack).to(state.device)
+    if config.compile:
+        model.unet.compile(dynamic=False)
     stack.features.to(state.device)
     with FileLock(cache / "single_id.lock"):  # one process draws and computes, the others read
         data, unseen = (
@@ -61,7 +63,7 @@ def run(config: SingleIDConfig) -> list[dict]:
     samples = Samples(stack.pipeline, weights_folder, stack.folders["faces"], stack.world)
 
     def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return module(batch.to(state.device))
+        return module(batch)
 
     def evaluate(module: SingleID, step: int) -> dict[str, float]:
         save(weights_folder, module, stack)

@@ -134,8 +134,7 @@ def run(**overrides) -> dict:
         return clip_pixels(images), tokenise(tokenizer, texts)
 
     def loss(module, data):
-        device = next(module.parameters()).device
-        logits = module(*(x.to(device) for x in data))
+        logits = module(*data)
         labels = torch.arange(len(logits), device=logits.device)
         value = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.mT, labels)) / 2
         return {"loss": value, "top1": (logits.argmax(1) == labels).float().mean()}

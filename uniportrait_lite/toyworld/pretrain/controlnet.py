@@ -53,6 +53,7 @@ class ControlNetRecipe:
     face_weight: float = 1.0
     feature_weight: float = 1.0
     precision: str = "bf16"
+    workers: int | None = None  # processes that make batches ahead; none: on CUDA what cores there are to spare
     seed: int = 0
 
 
@@ -93,7 +94,6 @@ def fit(name: str, config: ControlNetRecipe, hint: Callable[[np.ndarray, np.ndar
     else:
         controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=config.embedding)
     model, noise_schedule = Controlled(controlnet, unet, text_encoder), scheduler()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def hints(kind: int, indices: np.ndarray) -> torch.Tensor:
         shown = scenes.sets[kind]
@@ -103,7 +103,7 @@ def fit(name: str, config: ControlNetRecipe, hint: Callable[[np.ndarray, np.ndar
 
     def batch(step, generator):
         kind, indices = scenes.draw(generator)
-        return [x.to(device) for x in (*scenes(kind, indices, generator), hints(kind, indices))]
+        return [*scenes(kind, indices, generator), hints(kind, indices)]
 
     def loss(module, data):
         clean, noise, timesteps, tokens, *_, hints = data
@@ -112,10 +112,10 @@ def fit(name: str, config: ControlNetRecipe, hint: Callable[[np.ndarray, np.ndar
         return scenes.loss(noise_schedule, predicted, data[:-1])
 
     if not config.start_from and not (Path(config.out) / "checkpoint.pt").exists():
-        _warm(controlnet.to(device), scenes, hints, config)
+        _warm(controlnet.to("cuda" if torch.cuda.is_available() else "cpu"), scenes, hints, config)
     loop = LoopConfig(
         out=config.out, steps=config.steps, hours=config.hours, lr=config.lr, muon_lr=config.muon_lr, ema=config.ema,
-        precision=config.precision, seed=config.seed, cooldown=config.cooldown,
+        precision=config.precision, seed=config.seed, cooldown=config.cooldown, workers=config.workers,
     )  # fmt: skip
     history = train(
         loop, model, batch, loss,

@@ -252,10 +252,9 @@ def run(**overrides) -> dict:
         out=config.out, steps=config.steps, hours=config.hours, lr=config.lr, muon_lr=config.muon_lr, warmup=50,
         precision=config.precision, seed=config.seed, checkpoint_every=config.checkpoint_every,
     )  # fmt: skip
-    device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def batch(step: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        return {name: value.to(device) for name, value in views.batch(generator, config.batch).items()}
+        return views.batch(generator, config.batch)
 
     history = train(
         loop, model, batch, detector_loss,

@@ -55,6 +55,7 @@ class ImageRecipe:
     face_weight: float = 1.0
     feature_weight: float = 1.0
     precision: str = "bf16"
+    workers: int | None = None  # processes that make batches ahead; none: on CUDA what cores there are to spare
     seed: int = 0
 
 
@@ -103,14 +104,12 @@ def run(**overrides) -> dict:
     names = official.names(unet)
     attach_id_attention(unet).requires_grad_(False)
     model, noise_schedule = Shown(adapter, unet, text_encoder, clip), scheduler()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def batch(step: int, generator: torch.Generator) -> list[Tensor]:
         kind, indices = scenes.draw(generator)
         views = [clip_view(Image.fromarray(picture)) for picture in scenes.sets[kind].images(indices)]
         shown = torch.rand(len(indices), generator=generator) >= config.no_image
-        parts = [*scenes(kind, indices, generator), clip_pixels(np.stack(views)), shown]
-        return [x.to(device) for x in parts]
+        return [*scenes(kind, indices, generator), clip_pixels(np.stack(views)), shown]
 
     def loss(module: nn.Module, data: list[Tensor]) -> dict[str, Tensor]:
         clean, noise, timesteps, tokens, *_, pixels, shown = data
@@ -121,7 +120,7 @@ def run(**overrides) -> dict:
 
     loop = LoopConfig(
         out=config.out, steps=config.steps, hours=config.hours, lr=config.lr, muon_lr=config.muon_lr, ema=config.ema,
-        precision=config.precision, seed=config.seed, cooldown=config.cooldown,
+        precision=config.precision, seed=config.seed, cooldown=config.cooldown, workers=config.workers,
     )  # fmt: skip
     frozen = [*(sd / part for part in FROZEN), Path(config.clip) / "model.safetensors"]
     history = train(loop, model, batch, loss, depends_on=depends(config, *frozen))

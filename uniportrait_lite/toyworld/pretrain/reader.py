@@ -185,9 +185,8 @@ def varied(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def reading_loss(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Cross-entropy over the factors that each picture shows, and the share read rightly."""
-    device = next(model.parameters()).device
-    parts = split(model(batch["pictures"].to(device)).float())
-    labels = batch["labels"].to(device)
+    parts = split(model(batch["pictures"]).float())
+    labels = batch["labels"]
     losses = [F.cross_entropy(part, y, ignore_index=-1) for part, y in zip(parts.values(), labels.T, strict=True)]
     right = torch.stack([part.argmax(-1) == y for part, y in zip(parts.values(), labels.T, strict=True)])
     # a batch may show a factor nowhere: its mean over nothing is no number, and must not become the loss

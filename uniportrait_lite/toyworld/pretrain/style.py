@@ -41,6 +41,7 @@ class StyleRecipe:
     face_weight: float = 1.0
     feature_weight: float = 1.0
     precision: str = "bf16"
+    workers: int | None = None  # processes that make batches ahead; none: on CUDA what cores there are to spare
     seed: int = 0
 
 
@@ -58,10 +59,9 @@ def run(**overrides) -> dict:
     torch.manual_seed(config.seed)
     add_lora(unet, config.rank, "style")
     model, noise_schedule = Denoise(unet, text_encoder), scheduler()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def batch(step, generator):
-        return [x.to(device) for x in scenes(*scenes.draw(generator), generator)]
+        return scenes(*scenes.draw(generator), generator)
 
     def loss(module, data):
         clean, noise, timesteps, tokens = data[:4]
@@ -71,7 +71,7 @@ def run(**overrides) -> dict:
 
     loop = LoopConfig(
         out=config.out, steps=config.steps, hours=config.hours, lr=config.lr, muon_lr=None, ema=config.ema,
-        precision=config.precision, seed=config.seed, cooldown=config.cooldown,
+        precision=config.precision, seed=config.seed, cooldown=config.cooldown, workers=config.workers,
     )  # fmt: skip
     history = train(loop, model, batch, loss, depends_on=depends(config, *(sd / part for part in FROZEN)))
     weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name="style"))

@@ -40,6 +40,7 @@ class VAEConfig:
     recogniser: str = "data/tiny/recogniser"  # that recogniser; the judge, which scores, is another
     noise: float = 0.5  # up to so much of their deviation latents are noised by before they are decoded
     precision: str = "bf16"
+    workers: int | None = None  # processes that make batches ahead; none: on CUDA what cores there are to spare
     seed: int = 0
 
 
@@ -129,7 +130,6 @@ def run(**overrides) -> dict:
         return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def loss(module, pixels):
-        pixels = pixels.to(next(module.parameters()).device)
         restored, kl = module(pixels)
         l1, edges = F.l1_loss(restored, pixels), edge_difference(restored, pixels)
         parts = {"l1": l1, "edges": edges, "kl": kl}
@@ -141,6 +141,7 @@ def run(**overrides) -> dict:
     loop = LoopConfig(
         out=config.out, steps=config.steps, hours=config.hours, lr=config.lr, muon_lr=config.muon_lr, ema=config.ema,
         precision=config.precision, seed=config.seed, cooldown=config.cooldown, weight_decay=0.0,
+        workers=config.workers,
     )  # fmt: skip
     edge_layers = ("conv_in", "encoder.conv_out", "decoder.conv_out", "quant_conv")
     history = train(
