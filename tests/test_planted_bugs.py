@@ -61,7 +61,8 @@ BUGS = {
         "largest difference of a pixel at most 2",
     ),
     "DropToken and DropPath are left on": Bug(
-        "02_id_embedding", TOKENS, "id_embedding.py", "if not self.training:", "if False:",
+        "02_id_embedding", TOKENS, "id_embedding.py", "if not self.training:",
+        "if not torch.manual_seed(0):",  # never so, and a draw that drops something: most do, not all
         "torch.testing.assert_close(q_former(ann, beta=0.3)",
     ),
     "the structure scale is not heeded": Bug(

@@ -646,6 +646,24 @@ def test_sentences_change_what_the_model_predicts(single):
     assert silent == pytest.approx(without, rel=1e-6) and abs(told - silent) > 1e-5 * silent
 
 
+def test_torch_compile_captures_the_u_net_whole_in_both_stages(single):
+    """Without a break, with the same losses and gradients; the compiler's own code is another test's."""
+    for made, batches in (batches_of(quick()), groups_of(multi(single, "--sentences", "1"))):
+        given, found = draw(batches), []
+        for compiled in (False, True):
+            if compiled:
+                torch.compiler.reset()
+                made.unet.compile(backend="aot_eager", fullgraph=True, dynamic=False)
+            torch.manual_seed(0)
+            losses = made.train()(given)
+            losses["loss"].backward()
+            gradients = {name: p.grad.clone() for name, p in made.named_parameters() if p.grad is not None}
+            made.zero_grad(set_to_none=True)
+            found.append((losses, gradients))
+        torch.testing.assert_close(*found, equal_nan=True)
+    torch.compiler.reset()
+
+
 def test_the_temperature_falls_and_trios_come_as_often_as_asked(single):
     _, batches = groups_of(multi(single, "--temperature", "2", "--last-temperature", "1", "--cooling", "10"))
     drawn = [batches(step, torch.Generator().manual_seed(step)) for step in (0, 5, 10, 20)]

@@ -24,6 +24,8 @@ class NoisyScenes:
         counts = {"portraits": config.portraits, **groups}
         self.sets = [load_scenes(name, count, config.world) for name, count in counts.items()]
         self.latents = [load_latents(s, folder / "vae") for s in self.sets]
+        for scenes in self.sets:  # read now, once, and not by each of the workers that make batches
+            scenes.person, scenes.face, scenes.scene, scenes.boxes, scenes.landmarks  # noqa: B018
 
     def draw(self, generator: torch.Generator) -> tuple[int, np.ndarray]:
         """Which set a batch is of, and which of its scenes (B,): fewer of wider ones, for steps that cost the same."""
