@@ -11,12 +11,13 @@ from accelerate.state import AcceleratorState
 from diffusers import ControlNetModel
 from safetensors.torch import load_file
 
-from uniportrait_lite import cli, load, weights
+from uniportrait_lite import cli, load, onward, weights
 from uniportrait_lite.errors import ConfigError, WeightsError
 from uniportrait_lite.folders import data_folder
 from uniportrait_lite.toyworld import Person, pretrain, splits
 from uniportrait_lite.toyworld.pretrain import data, flags, latents
 from uniportrait_lite.toyworld.worlds import world, world_file
+from uniportrait_lite.training import multi_id
 
 DISCS = Path(__file__).with_name("discs.py")
 SETTINGS = """\
@@ -55,7 +56,7 @@ def mine(tmp_path, monkeypatch) -> Path:
     data.world_digest.cache_clear()
 
 
-def test_one_command_trains_a_world_of_ones_own_from_nothing(mine, capsys):
+def test_one_command_trains_a_world_of_ones_own_from_nothing_and_another_onward(mine, capsys, monkeypatch):
     assert cli.main(["weights", "--profile", "./mine"]) == 0
     records = {path.name.split(".")[0]: json.loads(path.read_text()) for path in mine.rglob("*.recipe.json")}
     parts = set(weights.SHARES) - set(pretrain.TOY)
@@ -79,6 +80,42 @@ def test_one_command_trains_a_world_of_ones_own_from_nothing(mine, capsys):
         again = load_file(path)
         assert again.keys() == tensors.keys() and all(torch.equal(again[k], tensors[k]) for k in tensors), path
     assert "step 3 " not in capsys.readouterr().out
+    _onward(mine, monkeypatch, before)
+
+
+def _onward(mine: Path, monkeypatch, before: dict) -> None:
+    """A power cut before the last part; the same command does that part alone, and leaves nothing behind."""
+
+    def power_cut(config):
+        raise OSError("power cut")
+
+    command = ["weights", "--profile", "./mine", "--onward", "--hours", "0.002"]
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="power cut"):
+        patch.setattr(multi_id, "run", power_cut)
+        cli.main(command)
+    done = {path.parent.name for path in Path("runs/mine/onward").glob("*/done")}
+    assert done == set(onward.SHARES) - {"style", "multi_id"}
+    single = (mine / "uniportrait" / "single_id.recipe.json").read_text()
+    assert cli.main(command) == 0
+    assert (mine / "uniportrait" / "single_id.recipe.json").read_text() == single
+    for name in done | {"multi_id"}:
+        (path,) = mine.rglob(f"{name}{'_decoder' * (name == 'vae')}.recipe.json")
+        record = json.loads(path.read_text())
+        assert len(record["before"]) == (name != "vae") and record["steps"], name
+    assert not Path("runs/mine/onward").exists()
+    after = {path: load_file(path) for path in before}
+    trained = ("controlnet", "ip_adapter", "text_encoder", "unet", "uniportrait", "vae")
+    for path, tensors in after.items():
+        kept = all(torch.equal(tensors[name], x) for name, x in before[path].items())
+        assert kept != any(part in path.parts for part in trained), path
+    encoder = {name: x for name, x in before[mine / "sd/vae/diffusion_pytorch_model.safetensors"].items()
+               if name.startswith("encoder")}  # fmt: skip
+    assert all(
+        torch.equal(after[mine / "sd/vae/diffusion_pytorch_model.safetensors"][n], x) for n, x in encoder.items()
+    )
+    load("./mine", device="cpu")
+    with pytest.raises(ConfigError, match="--onward needs --hours"):
+        onward.run("./mine", None)
 
 
 def test_hours_are_shared_out_among_the_parts(mine):

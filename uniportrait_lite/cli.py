@@ -113,6 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
     weights = command("weights", _weights, "train every network of a profile, in order", cli_help.WEIGHTS)
     weights.add_argument("--profile", default="tiny", help="tiny, or the folder of a profile of yours (default: tiny)")
     weights.add_argument("--hours", type=float, help="time for all trainings together (default: by steps)")
+    weights.add_argument("--onward", action="store_true", help="train what draws on from the weights that are there")
 
     fetch = command("fetch", _fetch, "download the files of a profile ahead", cli_help.FETCH)
     fetch.add_argument("profile", choices=["sd15"], help="tiny comes with the repository")
@@ -203,9 +204,10 @@ def _pretrain(args: argparse.Namespace, rest: list[str]) -> None:
 
 def _weights(args: argparse.Namespace, rest: list[str]) -> None:
     _no_more(args, rest)
-    from uniportrait_lite import weights
+    from uniportrait_lite import onward, weights
 
-    print(f"weights in {_quietly(lambda: weights.run(args.profile, args.hours))}")
+    train = onward.run if args.onward else weights.run
+    print(f"weights in {_quietly(lambda: train(args.profile, args.hours))}")
 
 
 def _fetch(args: argparse.Namespace, rest: list[str]) -> None:

@@ -75,6 +75,9 @@ to another machine with the folder runs/, the same command goes on. With --hours
 place of its number of steps; drawing pictures and measuring come on top. The weights in the profile's folder are
 replaced one by one: until the last part is done they do not belong together.
 
+With --onward nothing begins anew: the base model, the decoder, both stages, ControlNets and IP-Adapter go on from the
+weights that are there, and on a GPU in batches that fill it.
+
 A profile of your own is a folder with two files, both optional:
   profile.yaml   settings by part, as `unet: {{steps: 4000, widths: [32, 64, 96]}}`; see `pretrain NAME --settings` and
                  `train STAGE --help` for their names
@@ -82,6 +85,7 @@ A profile of your own is a folder with two files, both optional:
 
 examples:
   {PROGRAM} weights --hours 8
+  {PROGRAM} weights --onward --hours 1
   {PROGRAM} weights --profile ./my_world
   {PROGRAM} evaluate identity --profile ./my_world
 """
