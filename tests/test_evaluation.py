@@ -455,7 +455,8 @@ def test_schedulers_are_compared_on_the_same_people_and_noise(tmp_path, capsys):
     assert [(row["scheduler"], row["steps"]) for row in rows] == [("DDIM", 2), ("DDIM", 3), ("Euler", 2), ("Euler", 3)]
     assert len({row["similar"] for row in rows}) == 4 and all(row["seconds"] > 0 for row in rows)
     assert "| Euler " in (tmp_path / "schedulers.md").read_text()
-    for wrong, says in ((["--schedulers", "PNDM"], "no scheduler 'PNDM'"), (["--steps", "1"], "numbers from 2")):
+    for wrong, says in ((["--schedulers", "PNDM"], "no scheduler 'PNDM'"), (["--steps", "1"], "numbers from 2"),
+                        (["--schedulers", "LCM", "--steps", "60"], "at most 50 steps")):  # fmt: skip
         assert cli.main(["evaluate", "schedulers", *flags, *wrong]) == 1
         assert says in capsys.readouterr().err
 

@@ -1,13 +1,13 @@
 """The training loop: what is learnt, what is kept, what is the same after a stop."""
 
 import json
-import multiprocessing
 import os
 
 import pytest
 import torch
 from torch import nn
 
+from uniportrait_lite import loop
 from uniportrait_lite.errors import ConfigError, WeightsError
 from uniportrait_lite.loop import LoopConfig, train
 from uniportrait_lite.muon import orthogonalise
@@ -116,7 +116,7 @@ def test_orthogonalised_matrices_have_singular_values_near_one(shape):
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
     train(settings(tmp_path, steps=10), network(), batch, loss)
     kept = (tmp_path / "checkpoint.pt").read_bytes()
-    with pytest.raises(ConfigError, match="lower lr"):
+    with pytest.raises(ConfigError, match="a lower lr"):
         train(settings(tmp_path, steps=20), network(), batch, lambda m, d: {"loss": m(d[0]).sum() * float("nan")})
     assert (tmp_path / "checkpoint.pt").read_bytes() == kept
 
@@ -177,7 +177,7 @@ def test_what_cannot_be_measured_in_a_step_is_left_out_of_the_log(tmp_path):
     assert "NaN" not in lines and json.loads(lines.splitlines()[0])["share"] == 2 and "never" not in lines
 
 
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="workers are forked")
+@pytest.mark.skipif(not loop.FORKS, reason="workers are forked")
 def test_workers_make_the_same_batches_ahead(tmp_path):
     """Each in a process of its own: the same weights come out, and an error in one comes through."""
     alone, helped, made_by = network(), network(), set()

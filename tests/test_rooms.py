@@ -55,6 +55,7 @@ MAY_IMPORT = {
     "learn": {*LEAVES, *METHOD, "toyworld", "doctor"},
     "demo": {*LEAVES, *METHOD, "evaluation", "__init__"},
     "weights": {*LEAVES, "toyworld", "training"},
+    "onward": {*LEAVES, "checkpoints", "toyworld", "training", "weights"},
     "gallery": {*LEAVES, *METHOD, "toyworld", "evaluation", "compose", "__init__"},
     "doctor": {*LEAVES, "__init__"},  # speaks where the rest cannot be imported
     "rehearsal": {*LEAVES, *METHOD, "toyworld"},
@@ -67,6 +68,7 @@ MAY_IMPORT = {
         "demo",
         "doctor",
         "gallery",
+        "onward",
         "rehearsal",
         "weights",
         "__init__",

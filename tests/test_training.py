@@ -646,6 +646,14 @@ def test_sentences_change_what_the_model_predicts(single):
     assert silent == pytest.approx(without, rel=1e-6) and abs(told - silent) > 1e-5 * silent
 
 
+def test_batches_are_made_on_the_cpu_wherever_the_frozen_networks_are(place):
+    """Workers make them, and a forked process cannot compute on a GPU: "meta" stands in for one here."""
+    config = quick("--intrinsic", "global")
+    made, batches = batches_of(config)
+    batches.data.features.to("meta")
+    assert draw(batches).intrinsic.device.type == "cpu"
+
+
 def test_torch_compile_captures_the_u_net_whole_in_both_stages(single):
     """Without a break, with the same losses and gradients; the compiler's own code is another test's."""
     for made, batches in (batches_of(quick()), groups_of(multi(single, "--sentences", "1"))):

@@ -116,6 +116,9 @@ def _onward(mine: Path, monkeypatch, before: dict) -> None:
     load("./mine", device="cpu")
     with pytest.raises(ConfigError, match="--onward needs --hours"):
         onward.run("./mine", None)
+    shutil.rmtree(mine / "controlnet" / "edges")
+    with pytest.raises(WeightsError, match="edges: not there to go on from"):
+        onward.run("./mine", 1)
 
 
 def test_hours_are_shared_out_among_the_parts(mine):

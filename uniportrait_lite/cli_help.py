@@ -75,8 +75,8 @@ to another machine with the folder runs/, the same command goes on. With --hours
 place of its number of steps; drawing pictures and measuring come on top. The weights in the profile's folder are
 replaced one by one: until the last part is done they do not belong together.
 
-With --onward nothing begins anew: the base model, the decoder, both stages, ControlNets and IP-Adapter go on from the
-weights that are there, and on a GPU in batches that fill it.
+With --onward the base model, the decoder, both stages, ControlNets and IP-Adapter go on from the weights that are there
+(the style LoRA, which is short, begins anew), and on a GPU in batches that fill it where profile.yaml sets none.
 
 A profile of your own is a folder with two files, both optional:
   profile.yaml   settings by part, as `unet: {{steps: 4000, widths: [32, 64, 96]}}`; see `pretrain NAME --settings` and

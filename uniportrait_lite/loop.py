@@ -6,11 +6,10 @@ state and a run that was killed continues bit for bit as if it had not been (on 
 
 import itertools
 import json
-import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,6 @@ MAY_CHANGE = (
     "log_every",
     "checkpoint_every",
     "workers",
-    "compile",
 )  # from one part of a run to the next
 
 
@@ -88,7 +86,8 @@ def train(
     `batch(step, generator)` makes the step's data on the CPU, drawing from that generator alone, so that `workers` may
     make it ahead: a tensor, or what has a `to(device)`, or a list, tuple or dict of these. `loss(model, batch)` gets it
     on the model's device and returns a dict whose "loss" is minimised and whose other scalars are logged, with
-    "waiting", the share of a step's time in which its data was waited for and the network had nothing to do. A
+    "waiting", the share of a step's time that went by until its data was there (on CUDA the network may still be
+    working then). A
     parameter learns at `rate(name)` times the learning rate. Under several processes each gets generators of its own
     and `model` is wrapped, so `loss` must go through `model(...)`. Afterwards `model` holds the averaged weights where
     `ema` is set. Continues from `out/checkpoint.pt` where there is one, unless that was made with other settings or
@@ -104,17 +103,20 @@ def train(
     run = _Run(config, accelerator, model, no_muon, rate, depends_on or {})
     wrapped = accelerator.prepare(model)
     try:
-        _steps(run, accelerator, wrapped, model, batch, loss, evaluate, evaluate_every)
+        run.resume()
+        ahead = _ahead(config, batch, run.step, accelerator)
+        try:
+            _steps(run, accelerator, wrapped, model, ahead, loss, evaluate, evaluate_every)
+        finally:
+            ahead.close()
     finally:
         accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # takes the mixed precision off `model` again
         run.close()
     return run.history
 
 
-def _steps(run, accelerator, wrapped, model, batch, loss, evaluate, evaluate_every) -> None:
+def _steps(run, accelerator, wrapped, model, ahead, loss, evaluate, evaluate_every) -> None:
     config, device = run.config, accelerator.device
-    run.resume()
-    ahead = _ahead(config, batch, run.step, accelerator)
     while (progress := run.progress()) < 1:
         run.set_rates(progress)
         started = time.perf_counter()
@@ -129,6 +131,7 @@ def _steps(run, accelerator, wrapped, model, batch, loss, evaluate, evaluate_eve
         run.update(accelerator)
         run.log({"waiting": (made - started) / (time.perf_counter() - started)})
         if evaluate and evaluate_every and run.step % evaluate_every == 0 and accelerator.is_main_process:
+            run.read()  # before anything is made of the weights
             with run.averaged(), torch.compiler.set_stance("force_eager"):
                 model.eval()
                 run.log(evaluate(model, run.step), always=True)
@@ -150,22 +153,34 @@ class _Data(Dataset):
         return self.batch(step, torch.Generator().manual_seed(_mix(self.seed, step, self.process, 1)))
 
 
-def _ahead(config: LoopConfig, batch: Callable, step: int, accelerator) -> Iterator:
-    """The data of `step` and all that follow, made ahead by `workers` processes or, without any, when asked for."""
+FORKS = sys.platform.startswith("linux")  # a batch's function cannot be sent to a new process, and macOS forks badly
+
+
+def _ahead(config: LoopConfig, batch: Callable, step: int, accelerator) -> Generator:
+    """The data of `step` and all that follow, made ahead by `workers` processes or, without any, when asked for.
+
+    Closed, it ends the processes.
+    """
     workers, cuda = config.workers, accelerator.device.type == "cuda"
-    forks = "fork" in multiprocessing.get_all_start_methods()  # a batch's function cannot be sent to a new process
     if workers is None:
-        workers = max(1, min(16, os.cpu_count() // accelerator.num_processes - 2)) if cuda and forks else 0
-    elif workers and not forks:
-        raise ConfigError("this platform cannot fork, which workers need: give workers 0")
-    more = {"prefetch_factor": 4, "multiprocessing_context": "fork", "worker_init_fn": _alone} if workers else {}
+        cores = len(os.sched_getaffinity(0)) if FORKS else 0
+        workers = max(1, min(16, cores // accelerator.num_processes - 2)) if cuda and FORKS else 0
+    elif workers and not FORKS:
+        raise ConfigError("workers are forked, which only Linux does well: give workers 0")
+    more = {"prefetch_factor": 2, "multiprocessing_context": "fork", "worker_init_fn": _alone} if workers else {}
     data = _Data(batch, config.seed, accelerator.process_index)
-    return iter(DataLoader(data, batch_size=None, sampler=itertools.count(step), num_workers=workers,
+    made = iter(DataLoader(data, batch_size=None, sampler=itertools.count(step), num_workers=workers,
                            collate_fn=lambda made: made, pin_memory=cuda and workers > 0, **more))  # fmt: skip
+    try:
+        while True:
+            yield next(made)
+    finally:
+        del made
 
 
 def _alone(worker: int) -> None:
     """One thread in each worker: OpenCV's do not outlive a fork, and torch gives its own up by itself."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(0)
 
@@ -291,8 +306,11 @@ class _Run:
         for step, values in unread:
             found = {name: float(value) for name, value in values.items()}
             if not np.isfinite(found["loss"]):
-                raise ConfigError(f"the loss is {found['loss']} at step {step}: lower lr or muon_lr, then go on")
-            for name, value in found.items():
+                raise ConfigError(
+                    f"the loss is {found['loss']} at step {step}: begin again in another folder, with a lower lr and "
+                    "muon_lr"
+                )
+            for name, value in found.items() if self.main else ():
                 self.pending.setdefault(name, []).append(value)
 
     # --- log --------------------------------------------------------------------------------------------------

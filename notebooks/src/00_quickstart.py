@@ -156,7 +156,7 @@ print("closer to the own reference than to the others', on average:", np.mean(ta
 # | `id_scale` | weight of the ID tokens beside the prompt's | anybody | the person, prompts obeyed less | 1 |
 # | `structure_scale` | weight of the reference's fine structure, pose and expression included | freer | closer | 1 |
 # | `guidance` | how far to go from "nobody, no prompt" to this person and prompt | vague | strong, overdone | 4 |
-# | `steps` | denoising steps | fast, rough | slow, fine | 20 |
+# | `steps` | denoising steps | fast, a little rough | slow, no better | 12 |
 #
 # One function for all four: it turns one knob, and leaves the others at these defaults. (One picture each: differences
 # of a tenth say nothing.)
@@ -245,9 +245,9 @@ for prompt, names in (
     print("the shares of a place add up to 1:", bool(torch.allclose(maps.sum(0), torch.ones(maps.shape[1:]))))
 
 # %% [markdown]
-# Even so, in one of fifty pairs and one of ten triples somebody is there twice, or not at all; without the
-# columns (`columns=0`, the paper's way) in most triples. `distinct=True` finds the faces, matches them with the people,
-# and draws again where that happened, everyone kept to a region of their own.
+# Even so, in a few of a hundred pairs and somewhat more of the triples somebody is there twice, or not at all; without
+# the columns (`columns=0`, the paper's way) in most triples. `distinct=True` finds the faces, matches them with the
+# people, and draws again where that happened, everyone kept to a region of their own.
 
 # %%
 trio = [people[name] for name in names]

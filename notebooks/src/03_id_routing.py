@@ -662,8 +662,8 @@ viz.plot(drawing, "Curves and bars: the share of places in faces that listen to 
 print("the way up is right more often than chance:", bool(table[:, which].mean() > 0.5))
 
 # %% [markdown]
-# Better than chance, but not perfect, and these pairs are easy to tell apart: the routers that are shipped here have
-# been trained for minutes on two CPU cores. The README's table of several people says how often a pair comes out right,
+# Better than chance, but not perfect, and these pairs are easy to tell apart: the routers that are shipped here are
+# small, and have been trained for minutes. The README's table of several people says how often a pair comes out right,
 # over 105 of them.
 #
 # ## 7. You say who is where

@@ -644,7 +644,7 @@ for given, at in noted[1:]:  # a corner is outside the mask, and from the second
     alpha_bar = up.pipe.scheduler.alphas_cumprod[at]
     known = alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise
     torch.testing.assert_close(given[..., :2, :2], known[..., :2, :2], rtol=0.02, atol=0.02)
-viz.show(decoded(noted[17][0]), ["before step 18"])
+viz.show(decoded(noted[9][0]), ["before step 10"])
 outside = np.asarray(mask) == 0
 assert np.array_equal(np.asarray(swapped)[outside], np.asarray(cleo)[outside])
 print(
@@ -716,7 +716,7 @@ print("without people the pipeline draws as the base model does, bit for bit")
 # %% [markdown]
 # ## What the tiny scale cannot show
 #
-# * **Fine control.** Our ControlNets are trained for minutes on two CPU cores, the published ones for days on GPUs.
+# * **Fine control.** Our ControlNets are small and trained for minutes, the published ones for days on GPUs.
 #   What they miss here says nothing about the method.
 # * **Bodies.** Our figures are faces. On photographs one takes OpenPose's figures (`compose.annotated`), and a shared
 #   ControlNet for Stable Diffusion 1.5: the pipeline's call is the same.

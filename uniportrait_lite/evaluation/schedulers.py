@@ -30,10 +30,11 @@ SCHEDULERS = {
     "DPM-Solver++": "DPMSolverMultistepScheduler",
     "UniPC": "UniPCMultistepScheduler",
     "Euler": "EulerDiscreteScheduler",
+    "LCM": "LCMScheduler",  # for base models distilled for it, as tiny's is not
 }
 _DESCRIPTION = """\
-Draws the same people, prompts and noise with the pipeline's scheduler replaced by others of diffusers, made from its
-configuration, at several numbers of steps: where does quality saturate? Writes schedulers.md and schedulers.json.
+Draws the same people, prompts and first noise with the pipeline's scheduler replaced by others of diffusers, made from
+its configuration, at several numbers of steps: where does quality saturate? Writes schedulers.md and schedulers.json.
 """
 
 
@@ -96,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ConfigError(f"there is no scheduler {name!r} here: there are {', '.join(SCHEDULERS)}")
     if not all(text.isdecimal() and int(text) > 1 for text in args.steps.split(",")) or args.batch < 1:
         raise ConfigError(f"--steps are numbers from 2, as 10,20, not {args.steps!r}, and --batch is at least 1")
+    if "LCM" in names and max(map(int, args.steps.split(","))) > 50:
+        raise ConfigError("LCM takes at most 50 steps: give fewer --steps, or other --schedulers")
     steps, out = [int(text) for text in args.steps.split(",")], check_folder(args.out)
     print(schedulers_markdown(evaluate(data_folder(args.profile), names, steps, args.people, out, args.batch)))
     print(f"written to {out}: schedulers.md, schedulers.json")

@@ -1,5 +1,6 @@
 """The batches of both stages: what of a sample is dropped, swapped and hidden in noise."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +26,8 @@ class Batches:
         self.sentences = getattr(config, "sentences", 0.0)  # the single-ID stage has none
         self.no_text = tokenize(data.tokenizer, [""])[0]
         self.no_structure = data.features.unconditional().structure.cpu()
+        if intrinsic == "global":  # on the CPU, where batches are made
+            self.head = copy.deepcopy(data.features.backbone.head).cpu()
 
     def __call__(self, step: int, generator: torch.Generator, cached: bool = True) -> Batch:
         config, size = self.config, self.size
@@ -60,12 +63,10 @@ class Batches:
     @torch.no_grad()
     def as_vector(self, intrinsic: Tensor) -> Tensor:
         """The face's one vector (B,N,1,D) from the stored map (B,N,49,C): the rest of the backbone."""
-        backbone = self.data.features.backbone
         batch, people, length, _ = intrinsic.shape
         side = round(length**0.5)
         maps = intrinsic.flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))
-        device = next(backbone.parameters()).device
-        return backbone.head(maps.to(device)).cpu().view(batch, people, 1, -1)
+        return self.head(maps).view(batch, people, 1, -1)
 
 
 class GroupBatches:

@@ -53,6 +53,11 @@ class Batch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: v.to(device, non_blocking=True) for k, v in tensors.items() if v is not None})
 
+    def pin_memory(self) -> "Batch":
+        """The same batch where CUDA copies from without waiting; torch's loader calls this."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.pin_memory() for k, v in tensors.items() if v is not None})
+
 
 class SceneData:
     """What the frozen networks make of a rendered set of scenes with n faces each, and draws from it.

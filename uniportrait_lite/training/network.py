@@ -30,6 +30,7 @@ from uniportrait_lite.training.data import Batch, weights
 from uniportrait_lite.training.settings import SingleIDConfig
 from uniportrait_lite.training.store import digest
 
+STEPS = 12  # of denoising: more bring nothing, fewer have not been tried on groups (docs/experiments.md)
 COLUMNS = 0.5  # of the denoising: until then each of several people keeps to a column (docs/experiments.md)
 
 
@@ -210,7 +211,7 @@ def method_config(config: SingleIDConfig, stack: Stack) -> UniPortraitConfig:
     widths = tuple(world.SceneSet("", range(1), people + 1).width for people in range(MAX_PEOPLE))
     return UniPortraitConfig(
         id_embedding=embedding, intrinsic=config.intrinsic, lora_rank=config.lora_rank,
-        defaults=CallDefaults(widths=widths, columns=COLUMNS),
+        defaults=CallDefaults(steps=STEPS, widths=widths, columns=COLUMNS),
     )  # fmt: skip
 
 

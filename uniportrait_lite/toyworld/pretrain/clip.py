@@ -39,6 +39,7 @@ class CLIPRecipe:
     vision_layers: int = 4
     projection: int = 128
     precision: str = "bf16"
+    workers: int | None = None  # processes that make batches ahead; none: on CUDA what cores there are to spare
     seed: int = 1
 
 
@@ -141,7 +142,7 @@ def run(**overrides) -> dict:
 
     loop = LoopConfig(
         out=config.out, steps=config.steps, hours=config.hours, lr=config.lr, muon_lr=config.muon_lr, ema=config.ema,
-        precision=config.precision, seed=config.seed,
+        precision=config.precision, seed=config.seed, workers=config.workers,
     )  # fmt: skip
     history = train(
         loop, model, batch, loss, no_muon=lambda name: "embedding" in name or "projection" in name,

@@ -41,6 +41,7 @@ class DetectorConfig:
     muon_lr: float | None = 0.02
     width: int = 16
     precision: str = "bf16"
+    workers: int | None = None  # processes that make batches ahead; none: on CUDA what cores there are to spare
     seed: int = 0
     checkpoint_every: float = 120.0
     evaluated: int = 300  # scenes of unseen people, of each number of faces
@@ -251,6 +252,7 @@ def run(**overrides) -> dict:
     loop = LoopConfig(
         out=config.out, steps=config.steps, hours=config.hours, lr=config.lr, muon_lr=config.muon_lr, warmup=50,
         precision=config.precision, seed=config.seed, checkpoint_every=config.checkpoint_every,
+        workers=config.workers,
     )  # fmt: skip
 
     def batch(step: int, generator: torch.Generator) -> dict[str, torch.Tensor]:

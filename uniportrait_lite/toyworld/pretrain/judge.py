@@ -41,6 +41,7 @@ class JudgeConfig:
     margin_steps: int = 400
     jitter: float = 1.5  # pixels
     precision: str = "bf16"
+    workers: int | None = None  # processes that make batches ahead; none: on CUDA what cores there are to spare
     seed: int = 2
     evaluate_every: int = 300
     checkpoint_every: float = 60.0

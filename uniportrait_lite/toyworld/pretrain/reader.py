@@ -49,6 +49,7 @@ class ReaderConfig:
     weight_decay: float = 0.02
     warmup: int = 50
     precision: str = "bf16"
+    workers: int | None = None  # processes that make batches ahead; none: on CUDA what cores there are to spare
     seed: int = 3
     evaluate_every: int = 300
     checkpoint_every: float = 60.0
@@ -228,7 +229,7 @@ def run(**overrides) -> dict:
         LoopConfig(
             out=config.out, steps=config.steps, hours=config.hours, lr=config.lr, muon_lr=config.muon_lr,
             weight_decay=config.weight_decay, warmup=config.warmup, precision=config.precision, seed=config.seed,
-            checkpoint_every=config.checkpoint_every,
+            checkpoint_every=config.checkpoint_every, workers=config.workers,
         ),
         reader, lambda step, generator: batches(generator), reading_loss,
         evaluate=lambda model, step: {"unseen": accuracy(model, unseen, min(500, config.unseen))["mean"]},

@@ -118,7 +118,7 @@ def fit(config, network: nn.Module, head: nn.Module, batches: FaceBatches, evalu
     loop = LoopConfig(
         out=config.out, steps=config.steps, hours=config.hours, lr=config.lr, muon_lr=config.muon_lr,
         weight_decay=config.weight_decay, warmup=config.warmup, precision=config.precision, seed=config.seed,
-        checkpoint_every=config.checkpoint_every,
+        checkpoint_every=config.checkpoint_every, workers=config.workers,
     )  # fmt: skip
 
     def batch(step: int, generator: torch.Generator) -> dict:
