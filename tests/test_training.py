@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel
 
 from uniportrait_lite import checkpoints, speed
@@ -649,7 +650,7 @@ def test_sentences_change_what_the_model_predicts(single):
 def test_batches_are_made_on_the_cpu_wherever_the_frozen_networks_are(place):
     """Workers make them, and a forked process cannot compute on a GPU: "meta" stands in for one here."""
     config = quick("--intrinsic", "global")
-    made, batches = batches_of(config)
+    _, batches = batches_of(config)
     batches.data.features.to("meta")
     assert draw(batches).intrinsic.device.type == "cpu"
 
@@ -657,11 +658,11 @@ def test_batches_are_made_on_the_cpu_wherever_the_frozen_networks_are(place):
 def test_torch_compile_captures_the_u_net_whole_in_both_stages(single):
     """Without a break, with the same losses and gradients; the compiler's own code is another test's."""
     for made, batches in (batches_of(quick()), groups_of(multi(single, "--sentences", "1"))):
-        given, found = draw(batches), []
+        given, found, counted = draw(batches), [], CompileCounterWithBackend("aot_eager")
         for compiled in (False, True):
             if compiled:
                 torch.compiler.reset()
-                made.unet.compile(backend="aot_eager", fullgraph=True, dynamic=False)
+                made.unet.compile(backend=counted, fullgraph=True, dynamic=False)
             torch.manual_seed(0)
             losses = made.train()(given)
             losses["loss"].backward()
@@ -669,6 +670,7 @@ def test_torch_compile_captures_the_u_net_whole_in_both_stages(single):
             made.zero_grad(set_to_none=True)
             found.append((losses, gradients))
         torch.testing.assert_close(*found, equal_nan=True)
+        assert counted.frame_count == 1
     torch.compiler.reset()
 
 

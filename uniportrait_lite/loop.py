@@ -87,11 +87,10 @@ def train(
     make it ahead: a tensor, or what has a `to(device)`, or a list, tuple or dict of these. `loss(model, batch)` gets it
     on the model's device and returns a dict whose "loss" is minimised and whose other scalars are logged, with
     "waiting", the share of a step's time that went by until its data was there (on CUDA the network may still be
-    working then). A
-    parameter learns at `rate(name)` times the learning rate. Under several processes each gets generators of its own
-    and `model` is wrapped, so `loss` must go through `model(...)`. Afterwards `model` holds the averaged weights where
-    `ema` is set. Continues from `out/checkpoint.pt` where there is one, unless that was made with other settings or
-    with another `depends_on`: what else decides the weights, such as data and frozen networks.
+    working then). A parameter learns at `rate(name)` times the learning rate. Under several processes each gets
+    generators of its own and `model` is wrapped, so `loss` must go through `model(...)`. Afterwards `model` holds the
+    averaged weights where `ema` is set. Continues from `out/checkpoint.pt` where there is one, unless that was made
+    with other settings or with another `depends_on`: what else decides the weights, such as data and frozen networks.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
