@@ -320,7 +320,7 @@ def test_pose_errors_are_in_widths_of_the_face_that_is_meant():
 
 def test_the_compose_protocol_runs_and_says_what_could_not_be_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(composition, "ASKED", ("place",))
-    monkeypatch.setattr(composition, "TOOLS", {"none": (), "depth": ("depth",)})
+    monkeypatch.setattr(composition, "TOOLS", {"none": ((), 1.0), "depth": (("depth",), 1.0)})
     assert cli.main(["evaluate", "compose", "--people", "4", "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "compose.json").read_text())
     text, portraits = result["tools"]
@@ -384,6 +384,25 @@ def test_conditions_of_any_size_and_mode_and_more_or_fewer_figures_than_people_a
         assert draw(people, image, height=128, width=192).shape == (128, 192, 3)
     with pytest.raises(TypeError, match="image must be passed"):  # diffusers' own, of no condition at all
         draw([ann], None)
+
+
+def test_a_style_lora_takes_the_weight_that_its_user_gives_it_beside_identities(up):
+    ann, folder = up.identity(FACES / "ann.png"), data_folder() / "lora"
+
+    def draw() -> np.ndarray:
+        return np.asarray(up("a woman", ann, seed=1, steps=4).images[0]).astype(int)
+
+    before, pictures = draw(), {}
+    up.pipe.load_lora_weights(str(folder), weight_name="glass.safetensors", adapter_name="glass")
+    try:
+        for weight in (0.0, 0.5, 1.0):
+            up.pipe.set_adapters("glass", weight)  # which names the style alone: the identity's own LoRA stays in use
+            pictures[weight] = draw()
+    finally:
+        up.pipe.delete_adapters("glass")
+    away = {weight: np.abs(picture - before).mean() for weight, picture in pictures.items()}
+    assert away[0.0] == 0 and 1 < away[0.5] < away[1.0]
+    assert np.array_equal(draw(), before)
 
 
 def test_a_lora_that_fits_nothing_is_an_error_of_the_libraries_and_changes_nothing(up, tmp_path):

@@ -176,7 +176,7 @@ def test_a_package_of_face_models_by_name(home, capsys):
     assert (detector.det_size, detector.threshold) == (640, 0.5)
     assert "face models of buffalo_l: insightface's are for non-commercial research only" in capsys.readouterr().err
     tiny = FaceDetector(FACE)
-    assert (tiny.det_size, tiny.threshold) == (256, 0.7) and capsys.readouterr().err == ""
+    assert (tiny.det_size, tiny.threshold) == (256, 0.8) and capsys.readouterr().err == ""
 
 
 # doctor

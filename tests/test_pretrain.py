@@ -157,15 +157,16 @@ def test_face_cells_are_those_whose_centre_is_in_a_box():
 
 def test_timesteps_cover_the_schedule_and_prefer_what_they_are_named_by():
     counts = {}
-    for kind in ("fine", "uniform", "middle"):
+    for kind in ("fine", "coarse", "uniform", "middle"):
         t = noisy.draw_timesteps(20_000, torch.Generator().manual_seed(0), kind)
         assert 0 <= t.min() and t.max() <= 999
         counts[kind] = torch.histc(t.float(), 10, 0, 1000)
         assert counts[kind].min() > 200
     assert counts["fine"][:2].sum() == pytest.approx(20_000 * 0.2 ** (2 / 3), rel=0.05)
+    assert counts["coarse"][-2:].sum() == pytest.approx(20_000 * 0.2 ** (1 / 3), rel=0.05)
     assert counts["uniform"].max() < 1.15 * counts["uniform"].min()
     assert counts["middle"][4] > 4 * counts["middle"][9]
-    with pytest.raises(ConfigError, match="fine, uniform or middle, not 'late'"):
+    with pytest.raises(ConfigError, match="fine, coarse, uniform or middle, not 'late'"):
         noisy.draw_timesteps(4, torch.Generator(), "late")
 
 

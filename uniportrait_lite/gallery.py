@@ -66,8 +66,8 @@ The prompt is "a portrait of a person, STYLE"; mean similarity {styles:.2f}.
 ## Two and three people
 
 A row: the references; what the routers draw by themselves, as the paper has it (`columns=0`); what is drawn by default,
-where everyone keeps to a column for the first half of the steps; who listened where in its second half, in the U-Net's
-way up, red for the first of them, blue for the second, green for the third; and what `distinct=True` makes of it, with
+where everyone keeps to a column until 0.8 of the denoising is done; who listened where after that, in the U-Net's way
+up, red for the first of them, blue for the second, green for the third; and what `distinct=True` makes of it, with
 the number of pictures that it drew again. Figures are those of the people in order. Everyone is there once in {alone}
 of {groups} groups by the routers alone, in {once} by default, in {settled} with `distinct=True`.
 

@@ -32,8 +32,16 @@ from uniportrait_lite.toyworld.factors import STYLES
 from uniportrait_lite.toyworld.pretrain.record import hardware
 from uniportrait_lite.toyworld.worlds import world
 
-TOOLS = {"none": (), "pose": ("pose",), "edges": ("edges",), "pose and edges": ("pose", "edges")}
-LOOKS = {"image prompt": None, "style transfer": None, "style LoRA": "glass.py", "another base": "dusk.py"}  # drawn by
+TOOLS = {  # ControlNets, and the `controlnet_conditioning_scale` of each
+    "none": ((), 1.0), "pose": (("pose",), 1.0), "pose, at 0.5": (("pose",), 0.5),
+    "edges": (("edges",), 1.0), "edges, at 0.75": (("edges",), 0.75),
+    "pose and edges": (("pose", "edges"), 1.0), "pose and edges, at 0.4": (("pose", "edges"), 0.4),
+}  # fmt: skip
+LOOKS = {  # by what means pictures get the look of those that this draws, the profile's own world for None
+    "image prompt": None, "style transfer": None, "style LoRA": "glass.py", "style LoRA, at 0.8": "glass.py",
+    "another base": "dusk.py",
+}  # fmt: skip
+LORAS = {"style LoRA": 1.0, "style LoRA, at 0.8": 0.8}  # with the weights that `set_adapters` gives them
 TOLD = ("masks", "columns", "routers")  # who is where: halves of the picture; the default; routers from the first step
 PLAIN = "a person"
 IMAGE_SCALE = 0.6  # of image prompts here
@@ -131,15 +139,18 @@ class Protocol:
         """The people, from their references."""
         return [up.identity_of_crops([subject.face.crop]) for subject in self.people]
 
-    def tool(self, kinds: Sequence[str], with_identity: bool) -> tuple[dict, list[Image.Image]]:
-        """Figures and pictures of single people beside some ControlNets."""
+    def tool(self, kinds: Sequence[str], scale: float, with_identity: bool) -> tuple[dict, list[Image.Image]]:
+        """Figures and pictures of single people beside some ControlNets, each at that conditioning scale."""
         up = UniPortrait.attach(controlled(self.pipe, self.folder, kinds), self.folder / "uniportrait")
         try:
             known = self.identities(up)
 
             def draw(want: Wanted) -> Image.Image:
-                hints = conditions(want.scene, kinds)
-                given = {"image": hints if len(hints) > 1 else hints[0]} if hints else {}
+                given = {}
+                if hints := conditions(want.scene, kinds):
+                    given = {"image": hints, "controlnet_conditioning_scale": [scale] * len(hints)}
+                if len(hints) == 1:  # as diffusers wants it of a single ControlNet
+                    given = {name: each[0] for name, each in given.items()}
                 who = [known[want.who]] if with_identity else []
                 return up(want.prompt.text, who, seed=want.seed, height=128, width=128, **given).images[0]
 
@@ -193,7 +204,8 @@ class Protocol:
             self.folder / "ip_adapter" / "ip-adapter.safetensors",
             self.folder / "lora" / "glass.safetensors",
         )
-        needed = {"image prompt": adapter, "style LoRA": lora, "another base": other_base / "model_index.json"}.get(way)
+        files = {"image prompt": adapter, "another base": other_base / "model_index.json"}
+        needed = lora if way in LORAS else files.get(way)
         if needed is not None and not needed.is_file():
             raise WeightsError(f"there is no {needed}")
         artist = self.witnesses.world if LOOKS[way] is None else world(str(data_folder().parent / "looks" / LOOKS[way]))
@@ -208,9 +220,10 @@ class Protocol:
         try:
             people = self.identities(up)
             plain, without = _timed(lambda n: up(PLAIN, people[n], seed=n).images[0], known, f"before {way}")
-            if way == "style LoRA":
+            if way in LORAS:
                 with no_advice():
                     up.pipe.load_lora_weights(str(lora.parent), weight_name=lora.name, adapter_name="look")
+                up.pipe.set_adapters("look", LORAS[way])
             elif way == "another base":
                 up.detach()
                 up = UniPortrait.attach(pipeline(other_base), self.folder / "uniportrait")
@@ -285,14 +298,14 @@ def evaluate(protocol: Protocol, out: Path, other_base: Path) -> dict:
     result = {"people": len(protocol.people), "hardware": hardware(), "tools": [], "two": [], "looks": [], "absent": {}}
 
     def keep(name: str, images: Sequence[Image.Image], hints: Sequence[Image.Image]) -> None:
-        save_picture(_sheet(images, hints), out / f"compose_{name.replace(' ', '_')}.png")
+        save_picture(_sheet(images, hints), out / f"compose_{name.replace(',', '').replace(' ', '_')}.png")
         write_json(result, out / "compose.json")
         write_text(compose_markdown(result), out / "compose.md")
 
-    for name, kinds in TOOLS.items():
+    for name, (kinds, scale) in TOOLS.items():
         for identity in (False, True):
             try:
-                figures, images = protocol.tool(kinds, identity)
+                figures, images = protocol.tool(kinds, scale, identity)
             except WeightsError as error:
                 result["absent"][name] = str(error)
                 break

@@ -31,7 +31,7 @@ from uniportrait_lite.training.settings import SingleIDConfig
 from uniportrait_lite.training.store import digest
 
 STEPS = 12  # of denoising: more bring nothing, fewer have not been tried on groups (docs/experiments.md)
-COLUMNS = 0.5  # of the denoising: until then each of several people keeps to a column (docs/experiments.md)
+COLUMNS = 0.8  # of the denoising: until then each of several people keeps to a column (docs/experiments.md)
 
 
 class SingleID(nn.Module):

@@ -67,13 +67,15 @@ def draw_timesteps(count: int, generator: torch.Generator, kind: str = "fine", s
     """Timesteps (count,) of some kind.
 
     fine: a third of them in the last fifth of denoising, where the small things of a face are decided, the colour of
-    its eyes and what its mouth does; uniform: as is usual; middle: most in the middle, an eighth anywhere.
+    its eyes and what its mouth does; coarse: half of them in the first eighth, where there is only noise and little but
+    the ID tokens can say who is to be drawn; uniform: as is usual; middle: most in the middle, an eighth anywhere.
     """
-    if kind in ("fine", "uniform"):
-        chosen = torch.rand(count, generator=generator) ** (1.5 if kind == "fine" else 1)
-        return (chosen * steps).long().clamp(0, steps - 1)
+    if kind in ("fine", "coarse", "uniform"):
+        u = torch.rand(count, generator=generator)
+        share = {"fine": u**1.5, "coarse": 1 - u**3, "uniform": u}[kind]
+        return (share * steps).long().clamp(0, steps - 1)
     if kind != "middle":
-        raise ConfigError(f"timesteps are fine, uniform or middle, not {kind!r}")
+        raise ConfigError(f"timesteps are fine, coarse, uniform or middle, not {kind!r}")
     middle = torch.sigmoid(torch.randn(count, generator=generator) - 0.2)
     anywhere = torch.rand(count, generator=generator)
     chosen = torch.where(torch.rand(count, generator=generator) < 0.125, anywhere, middle)

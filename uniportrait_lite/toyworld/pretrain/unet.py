@@ -52,7 +52,7 @@ class UNetRecipe:
     widths: tuple[int, ...] = (64, 128, 192)
     layers: int = 1
     head_width: int = 32
-    timesteps: str = "fine"  # or "uniform", "middle"
+    timesteps: str = "fine"  # or "coarse", "uniform", "middle"
     no_caption: float = 0.1
     face_weight: float = 2.0  # of the loss inside the faces' boxes, which are a fifth of the picture
     feature_weight: float = 4.0  # of the loss around eyes, brows, nose and mouth, a tenth of it
