@@ -230,8 +230,8 @@ print("and less like Ann:", alike(walk[-1], "ann") < alike(walk[0], "ann"))
 # Several identities in one picture: each should get a face of their own, though the prompt does not say where. In every
 # cross-attention layer a small **router** decides, for each place of the picture, whose ID tokens it listens to. For
 # most of the steps, from the first, in which there is nothing but noise, everyone keeps to a column of the picture, the
-# first one to the left (`columns`, 0.8 of them); then the routers decide. The tinted copies show what they decided, in the mean of the layers of the
-# U-Net's way up: red listens to the first person, blue to the second, green to the third.
+# first one to the left (`columns`, 0.8 of them); then the routers decide. The tinted copies show what they decided, in
+# the mean of the layers of the U-Net's way up: red listens to the first person, blue to the second, green to the third.
 
 # %%
 for prompt, names in (

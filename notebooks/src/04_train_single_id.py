@@ -652,7 +652,8 @@ viz.show([folder / "cleo.png", by_mine, by_shipped], ["a reference", "this run's
 #     python -m uniportrait_lite train single_id --start-from data/tiny/uniportrait --steps none --hours 1 \
 #         --run-folder runs/mine --out runs/mine/weights
 #
-# Their record lies beside them. Both losses inside faces, and what that bought:
+# Their record lies beside them. Both losses inside faces (which do not compare: coarse timesteps have larger errors
+# than fine ones), and what that bought:
 
 # %%
 recipe = json.loads((tiny / "uniportrait" / "single_id.recipe.json").read_text())

@@ -38,10 +38,10 @@ TOOLS = {  # ControlNets, and the `controlnet_conditioning_scale` of each
     "pose and edges": (("pose", "edges"), 1.0), "pose and edges, at 0.4": (("pose", "edges"), 0.4),
 }  # fmt: skip
 LOOKS = {  # by what means pictures get the look of those that this draws, the profile's own world for None
-    "image prompt": None, "style transfer": None, "style LoRA": "glass.py", "style LoRA, at 0.8": "glass.py",
+    "image prompt": None, "style transfer": None, "style LoRA": "glass.py", "style LoRA, at 0.7": "glass.py",
     "another base": "dusk.py",
 }  # fmt: skip
-LORAS = {"style LoRA": 1.0, "style LoRA, at 0.8": 0.8}  # with the weights that `set_adapters` gives them
+LORAS = {"style LoRA": 1.0, "style LoRA, at 0.7": 0.7}  # with the weights that `set_adapters` gives them
 TOLD = ("masks", "columns", "routers")  # who is where: halves of the picture; the default; routers from the first step
 PLAIN = "a person"
 IMAGE_SCALE = 0.6  # of image prompts here
