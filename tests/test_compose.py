@@ -320,15 +320,20 @@ def test_pose_errors_are_in_widths_of_the_face_that_is_meant():
 
 def test_the_compose_protocol_runs_and_says_what_could_not_be_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(composition, "ASKED", ("place",))
-    monkeypatch.setattr(composition, "TOOLS", {"none": ((), 1.0), "depth": (("depth",), 1.0)})
+    both = ("pose", "edges")
+    tools = {"none": ((), 1.0), "edges": (("edges",), 1.0), "both, at 0.1": (both, 0.1), "depth": (("depth",), 1.0)}
+    monkeypatch.setattr(composition, "TOOLS", tools)
     assert cli.main(["evaluate", "compose", "--people", "4", "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "compose.json").read_text())
-    text, portraits = result["tools"]
+    text, portraits, *beside = result["tools"]
+    (edges, little) = ([row["edges"] for row in beside if row["tool"] == name] for name in ("edges", "both, at 0.1"))
+    assert min(edges) > max(little) + 0.05 and len(edges) == len(little) == 2  # a scale is of each of the ControlNets
     assert text["similar"] is None and portraits["similar"] > 0.1 and text["faces"] == portraits["faces"] == 1
     assert 0 < portraits["pose"] < 0.5 and 0 < portraits["edges"] < 1
     assert result["swapped"]["changed_outside"] == 0 and result["swapped"]["similar"] > result["swapped"]["to_the_old"]
     looks = {row["way"]: row for row in result["looks"]}
     assert all(row["look"] > row["plain"] for row in looks.values())
+    assert looks["style LoRA"]["look"] > looks["style LoRA, at 0.7"]["look"]
     assert looks["style transfer"]["seconds"] > 1.3 * looks["style transfer"]["without"] > 0 < text["seconds"]
     table = (tmp_path / "compose.md").read_text()
     assert "| followed | seconds |" in table and "| plain | seconds | seconds without |" in " ".join(table.split())
@@ -381,7 +386,7 @@ def test_conditions_of_any_size_and_mode_and_more_or_fewer_figures_than_people_a
     assert np.array_equal(draw([ann], figures.convert("RGBA"), height=128, width=128), plain)
     two = controls.pose([points, points + [64, 0]], (192, 128))
     for people, image in (([ann], two), ([ann, bob], controls.pose([points], (192, 128)))):
-        assert draw(people, image, height=128, width=192).shape == (128, 192, 3)
+        assert draw(people, image, height=128, width=192, columns=0).shape == (128, 192, 3)  # 0: routers decide
     with pytest.raises(TypeError, match="image must be passed"):  # diffusers' own, of no condition at all
         draw([ann], None)
 

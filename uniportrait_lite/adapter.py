@@ -305,8 +305,9 @@ class UniPortrait:
         place: arrays or pictures of the picture's shape, or boxes (left, top, right, bottom) in pixels, one a person;
         where several overlap they share, and what none covers shows nobody. Without masks, `columns` says for how large
         a share of the denoising, from pure noise on, each of several people keeps to a column of the picture, the first
-        one to the left; 0, the paper's way, lets the routers decide from the first step. (A picture to start from comes
-        with less than pure noise, so fewer of its steps are in columns.)
+        one to the left; 0, the paper's way, lets the routers decide from the first step. (Of few steps all may begin
+        before that share is over, which leaves routers none. A picture to start from comes with less than pure noise,
+        so fewer of its steps are in columns.)
 
         `image_prompt`: a picture, or a list of some, that is read beside the text (IP-Adapter, see image_prompt.py):
         its style, its colours, what it shows. `image_scale` says how much, from 0, and `image_mask` where, as in

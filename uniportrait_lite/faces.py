@@ -43,9 +43,9 @@ class FaceDetector:
     """insightface's `FaceAnalysis` on a folder of ONNX files, or on one of its packages by name ("buffalo_l").
 
     Pictures are looked at with `det_size` pixels, and `threshold` is the least score of a face: without them those of
-    the tiny detector (in 600 drawn scenes of one to three people the 1,200 faces scored 0.94 and more, boxes around two
-    of them at once, and second boxes on one, up to 0.78), or of insightface's packages. `embed` also loads the
-    recognition model.
+    the tiny detector (in 600 drawn scenes of one to three people each of the 1,200 faces scored at least 0.94, and each
+    wrong box, around two faces or a second one on a face, at most 0.78), or of insightface's packages. `embed` also
+    loads the recognition model.
     insightface's models are for non-commercial research only, which is said on stderr when they are loaded; this
     project's own are free. Raises WeightsError if there is no detector that can be read.
     """

@@ -36,6 +36,7 @@ TOGETHER = {2: "two people at the beach", 3: "three friends in the park"}
 GROUPS = {2: 6, 3: 4}
 MIXTURES = 4  # of neighbours
 PLAIN, BESIDE = "a portrait of a person", 5  # the prompt beside other tools, and for how many people
+EDGES, GLASS = 0.75, 0.7  # how much of the ControlNet and of the style LoRA: docs/experiments.md
 LOOKS = ("comic", "watercolour", "photo", "noir", "sepia")  # of the pictures that somebody else gives
 STEPS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)  # of mixtures
 WORST = 10
@@ -78,9 +79,9 @@ of {groups} groups by the routers alone, in {once} by default, in {settled} with
 ## With other tools
 
 "{plain}", and beside the identity what the field has for other ends, used as its own documentation says: a
-ControlNet that is shown the edges of somebody else's picture; that picture itself as a prompt (IP-Adapter, at 0.6), and
-its style by shared attention; a face put into a picture (inpainting); a style LoRA. Figures are likenesses to the
-reference at the left.
+ControlNet that is shown the edges of somebody else's picture (at a conditioning scale of {edges}); that picture itself
+as a prompt (IP-Adapter, at 0.6), and its style by shared attention; a face put into a picture (inpainting); a style
+LoRA (at {glass}). Figures are likenesses to the reference at the left.
 
 ![A row a person: reference, somebody else's picture, its edges, and what each tool makes of them](gallery/tools.webp)
 
@@ -169,6 +170,7 @@ class Studio:
             with self.up.using(person):
                 noise = torch.Generator().manual_seed(n)
                 call = {"num_inference_steps": steps, "guidance_scale": guidance, "height": size, "width": size}
+                call["controlnet_conditioning_scale"] = EDGES
                 steered = edged(PLAIN, image=outline, generator=noise, **call).images[0]
             images = [
                 steered,
@@ -182,6 +184,7 @@ class Studio:
                 str(data_folder() / "lora"), weight_name="glass.safetensors", adapter_name="glass"
             )
         try:
+            self.up.pipe.set_adapters("glass", GLASS)
             for n, row in enumerate(rows):
                 row.append(self.up(PLAIN, self.identities[n], seed=n).images[0])
         finally:
@@ -237,6 +240,8 @@ def run(out: str | Path = "outputs") -> Path:
             found=sum(not np.isnan(s.similarity) for row in rows for s in row), count=len(PEOPLE) * len(PROMPTS),
             alone=alone, once=once, settled=settled, groups=len(right), worst=WORST,
             plain=PLAIN,
+            edges=EDGES,
+            glass=GLASS,
         ),
         out / "gallery.md",
     )  # fmt: skip

@@ -144,9 +144,10 @@ viz.live(
 # ## Two and three people
 #
 # The published routers decide from the first step who is where. Users of the published system report people who are
-# there twice, and others who are missing. Two remedies of this project, measured on drawn people only: `columns=0.4`
+# there twice, and others who are missing. Two remedies of this project, measured on drawn people only: `columns`
 # keeps everyone to a column of the picture at first, the first person to the left (part 9 of
-# [03_id_routing](03_id_routing.ipynb)), and `distinct=True` looks at the result, and draws again.
+# [03_id_routing](03_id_routing.ipynb)), here for 0.4 of the denoising, a guess that leaves the published routers, which
+# are better trained than ours, the larger part; and `distinct=True` looks at the result, and draws again.
 
 # %%
 wide = {"width": up.unet.config.sample_size * up.pipe.vae_scale_factor * 3 // 2}

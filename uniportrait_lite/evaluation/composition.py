@@ -37,11 +37,11 @@ TOOLS = {  # ControlNets, and the `controlnet_conditioning_scale` of each
     "edges": (("edges",), 1.0), "edges, at 0.75": (("edges",), 0.75),
     "pose and edges": (("pose", "edges"), 1.0), "pose and edges, at 0.4": (("pose", "edges"), 0.4),
 }  # fmt: skip
-LOOKS = {  # by what means pictures get the look of those that this draws, the profile's own world for None
+LOOKS = {  # the way to a look -> what draws the pictures that have it; None: the profile's own world
     "image prompt": None, "style transfer": None, "style LoRA": "glass.py", "style LoRA, at 0.7": "glass.py",
     "another base": "dusk.py",
 }  # fmt: skip
-LORAS = {"style LoRA": 1.0, "style LoRA, at 0.7": 0.7}  # with the weights that `set_adapters` gives them
+LORAS = {"style LoRA": 1.0, "style LoRA, at 0.7": 0.7}  # the weight for `set_adapters`
 TOLD = ("masks", "columns", "routers")  # who is where: halves of the picture; the default; routers from the first step
 PLAIN = "a person"
 IMAGE_SCALE = 0.6  # of image prompts here

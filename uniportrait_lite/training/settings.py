@@ -83,7 +83,7 @@ class StageConfig:
     timesteps: Literal["fine", "coarse", "middle", "uniform"] = setting(
         "fine",
         "fine: a third where small things are decided, as the base model has it; coarse: half in the first "
-        "eighth of denoising, where only ID tokens know who it is; uniform: as is usual",
+        "eighth of denoising, where little but the ID tokens says who it is; uniform: as is usual",
     )
     face_weight: float = setting(2.0, "weight of the loss inside faces' boxes (the base model's; paper: 1)")
     feature_weight: float = setting(4.0, "and around brows, eyes, nose and mouth (the base model's; paper: 1)")
