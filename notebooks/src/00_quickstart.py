@@ -228,10 +228,11 @@ print("and less like Ann:", alike(walk[-1], "ann") < alike(walk[0], "ann"))
 # ## Two and three together
 #
 # Several identities in one picture: each should get a face of their own, though the prompt does not say where. In every
-# cross-attention layer a small **router** decides, for each place of the picture, whose ID tokens it listens to. At
-# first, while there is little but noise, everyone keeps to a column of the picture, the first person to the left, for
-# 0.8 of the denoising by default (`columns`); then the routers decide. The tinted copies show what they decided, in the
-# mean of the layers of the U-Net's way up: red listens to the first person, blue to the second, green to the third.
+# cross-attention layer a small **router** decides, for each place of the picture, whose ID tokens it listens to. Noise
+# alone does not say who is where, so at first, for 0.8 of the denoising by default (`columns`), everyone keeps to a
+# column of the picture, the first person to the left; then the routers decide. The tinted copies show what they
+# decided, in the mean of the layers of the U-Net's way up: red listens to the first person, blue to the second, green
+# to the third.
 
 # %%
 for prompt, names in (
