@@ -568,3 +568,17 @@ def test_another_active_lora_is_not_hidden_by_fused_weights(up, ann):
     with pytest.raises(ConfigError, match="another LoRA is active"), up.fused(1):
         pass
     up.unet.delete_adapters("style")
+
+
+@pytest.mark.parametrize("offloaded", [False, True])
+def test_the_id_embedding_stays_where_the_pipeline_computes_unless_it_is_offloaded(up, monkeypatch, offloaded):
+    """It was brought to the GPU and back for each identity of each picture once."""
+    if offloaded:
+        up.pipe.unet._hf_hook = True
+        monkeypatch.setattr(type(up.pipe), "_execution_device", torch.device("cpu"))
+    identities, places = [up.identity_of_crops([crop(i)]) for i in (1, 2)], []
+    to = up.id_embedding.to
+    monkeypatch.setattr(up.id_embedding, "to", lambda *place: (places.append(str(place[0])), to(*place))[1])
+    whole = up.conditions(*identities).tokens
+    assert places == ["cpu"] * (1 + offloaded)  # there, and where memory is scarce back again: once for everybody
+    torch.testing.assert_close(whole[1], torch.cat([up.tokens(identity) for identity in identities]))

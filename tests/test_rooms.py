@@ -11,8 +11,8 @@ PACKAGE = Path(uniportrait_lite.__file__).parent
 
 # In order: each may import those before it.
 LEAVES = (
-    "errors", "checks", "folders", "muon", "provenance", "pictures", "quiet", "speed", "loop", "controls", "parts",
-    "places", "hardware", "cli_help",
+    "errors", "checks", "folders", "muon", "provenance", "pictures", "quiet", "speed", "graphs", "loop", "controls",
+    "parts", "places", "hardware", "cli_help",
 )  # fmt: skip
 METHOD = (
     "backbone",

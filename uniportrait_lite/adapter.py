@@ -211,6 +211,7 @@ class UniPortrait:
         pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
         with self._at_work(self.features) as encoder:
             features = encoder(pixels.to(self._device, self.unet.dtype) / 255)
+            self._nobody  # noqa: B018 - needed for every picture, and the encoders are large
         references = [IDFeatures(*(x[i : i + 1] for x in features)) for i in range(len(crops))]
         return Identity(((1.0, IDFeatures.of_references(references)),), tuple(crops))
 
@@ -221,7 +222,7 @@ class UniPortrait:
 
     @contextlib.contextmanager
     def _at_work(self, network: Module) -> Iterator[Module]:
-        """A network where the pipeline computes. Afterwards it rests in main memory: pictures are drawn without it."""
+        """A network where the pipeline computes. Afterwards it rests in main memory: the U-Net works without it."""
         with self._loading:  # no thread takes it away from another
             try:
                 yield network.to(self._device, self.unet.dtype)
@@ -236,11 +237,21 @@ class UniPortrait:
     @torch.no_grad()
     def tokens(self, identity: Identity | None, structure_scale: float | None = None) -> Tensor:
         """The ID tokens (1, 16, D) of an identity; of nobody (the unconditional ones) for None."""
-        scale = self._scale("structure_scale", structure_scale)
+        with self._embedding() as embed:
+            return self._tokens(embed, identity, self._scale("structure_scale", structure_scale))
+
+    def _tokens(self, embed: Module, identity: Identity | None, scale: float) -> Tensor:
         parts = ((1.0, self._nobody),) if identity is None else identity.parts
-        with self._at_work(self.id_embedding) as embed:
-            given = [(share, features.to(self._device, self.unet.dtype)) for share, features in parts]
-            return sum(share * embed(*features, scale) for share, features in given)
+        device, dtype = self._device, self.unet.dtype
+        given = [(share, features.to(device, dtype)) for share, features in parts]
+        return sum(share * embed(*features, scale) for share, features in given)
+
+    def _embedding(self) -> contextlib.AbstractContextManager[Module]:
+        """The ID embedding where the pipeline computes. It is small and stays there, unless memory is so scarce that
+        networks are offloaded: to bring it anew for each picture takes longer than to use it."""
+        if hasattr(self.unet, "_hf_hook"):
+            return self._at_work(self.id_embedding)
+        return contextlib.nullcontext(self.id_embedding.to(self._device, self.unet.dtype))
 
     @torch.no_grad()
     def conditions(
@@ -256,8 +267,10 @@ class UniPortrait:
                 raise ConfigError(f"{type(identity).__name__} is no identity: make one with identity(picture)")
             if identity.parts[0][1].intrinsic.shape[-1] != self.config.id_embedding.intrinsic_dim:
                 raise ConfigError("this identity comes from other encoders: make it again with this UniPortrait")
-        people = torch.stack([self.tokens(identity, structure_scale) for identity in identities], dim=1)
-        nobody = self.tokens(None, structure_scale).unsqueeze(1).expand_as(people)
+        scale = self._scale("structure_scale", structure_scale)
+        with self._embedding() as embed:
+            people = torch.stack([self._tokens(embed, identity, scale) for identity in identities], dim=1)
+            nobody = self._tokens(embed, None, scale).unsqueeze(1).expand_as(people)
         tokens = torch.cat([nobody, people]).to(self.unet.device)
         sentences, said = self._sentences([identity.sentence for identity in identities])
         conditions = IDConditions(tokens, self._scale("id_scale", id_scale), sentences=sentences, said=said)

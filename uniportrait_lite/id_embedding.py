@@ -49,11 +49,16 @@ class StructureDrop(NamedTuple):
 
     @staticmethod
     def draw(
-        config: IDEmbeddingConfig, batch: int, length: int, generator: torch.Generator | None = None
+        config: IDEmbeddingConfig,
+        batch: int,
+        length: int,
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
     ) -> StructureDrop:
-        """DropPath, DropToken or neither, decided anew for each sample (CPU draws, so that devices agree)."""
-        which = torch.rand(batch, generator=generator)
-        dropped = torch.rand(batch, length, generator=generator) < config.token_drop_rate
+        """DropPath, DropToken or neither, decided anew for each sample, on the generator's device or else `device`."""
+        device = generator.device if generator else device
+        which = torch.rand(batch, generator=generator, device=device)
+        dropped = torch.rand(batch, length, generator=generator, device=device) < config.token_drop_rate
         thinned = (which >= config.drop_path) & (which < config.drop_path + config.drop_token)
         return StructureDrop(path=which >= config.drop_path, tokens=~(dropped & thinned[:, None]))
 
@@ -156,5 +161,5 @@ class IDEmbedding(nn.Module):
         if not self.training:
             return None
         if not isinstance(drop, StructureDrop):
-            drop = StructureDrop.draw(self.config, *structure.shape[:2], generator=drop)
+            drop = StructureDrop.draw(self.config, *structure.shape[:2], generator=drop, device=structure.device)
         return StructureDrop(*(kept.to(structure.device) for kept in drop))

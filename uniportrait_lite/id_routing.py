@@ -164,7 +164,8 @@ def routing_accuracy(maps: Mapping[str, Tensor], boxes: Tensor) -> dict[str, Ten
     for name, psi in maps.items():
         masks = box_masks(boxes, psi.shape[-2:])
         alone = masks.sum(dim=1) == 1
-        found[name] = (psi.argmax(dim=1) == masks.argmax(dim=1))[alone].float().mean()
+        right = alone & (psi.argmax(dim=1) == masks.argmax(dim=1))
+        found[name] = right.sum() / alone.sum()
     return found
 
 

@@ -233,6 +233,8 @@ class Injection:
             raise ConfigError(
                 "the LoRA for another number of people is fused into this U-Net's weights: draw these pictures outside"
             )
+        if self._fused is not None:  # as a part of the weights, to which peft adds nothing
+            return
         for lora, layers in self._layers.items():
             use_lora(layers, lora == chosen, lora)
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from uniportrait_lite.errors import ConfigError, WeightsError
+from uniportrait_lite.graphs import Passes, Recorder, Updates, on_each
 from uniportrait_lite.muon import Muon
 
 
@@ -80,6 +82,7 @@ def train(
     no_muon: Callable[[str], bool] = lambda name: False,
     rate: Callable[[str], float] = lambda name: 1.0,
     depends_on: dict[str, Any] | None = None,
+    graphs: bool = False,
 ) -> list[dict]:
     """Trains the parameters of `model` that require gradients; returns the log, one dict a line.
 
@@ -99,13 +102,14 @@ def train(
     accelerator = Accelerator(
         mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=not torch.cuda.is_available()
     )
-    run = _Run(config, accelerator, model, no_muon, rate, depends_on or {})
+    graphs = graphs and accelerator.device.type == "cuda" and accelerator.num_processes == 1
+    run = _Run(config, accelerator, model, no_muon, rate, depends_on or {}, graphs)
     wrapped = accelerator.prepare(model)
     try:
         run.resume()
         ahead = _ahead(config, batch, run.step, accelerator)
         try:
-            _steps(run, accelerator, wrapped, model, ahead, loss, evaluate, evaluate_every)
+            _steps(run, accelerator, wrapped, model, ahead, loss, evaluate, evaluate_every, graphs)
         finally:
             ahead.close()
     finally:
@@ -114,8 +118,19 @@ def train(
     return run.history
 
 
-def _steps(run, accelerator, wrapped, model, ahead, loss, evaluate, evaluate_every) -> None:
+def _steps(run, accelerator, wrapped, model, ahead, loss, evaluate, evaluate_every, graphs) -> None:
     config, device = run.config, accelerator.device
+
+    def compute(data: Any) -> dict[str, torch.Tensor]:
+        with accelerator.autocast():
+            values = loss(wrapped, data)
+        accelerator.backward(values["loss"])
+        return {name: value.detach() for name, value in values.items()}
+
+    update = partial(run.update, accelerator)
+    if graphs:
+        recorder, trained = Recorder(), list(run.trained.values())
+        compute, update = Passes(recorder, compute, trained), Updates(recorder, update, trained)
     while (progress := run.progress()) < 1:
         run.set_rates(progress)
         started = time.perf_counter()
@@ -123,11 +138,10 @@ def _steps(run, accelerator, wrapped, model, ahead, loss, evaluate, evaluate_eve
         made = time.perf_counter()
         torch.manual_seed(_mix(config.seed, run.step, accelerator.process_index, 0))
         model.train()
-        with accelerator.autocast():
-            values = loss(wrapped, _on(device, data))
-        accelerator.backward(values["loss"])
-        run.watch(values)
-        run.update(accelerator)
+        run.watch(compute(on_each(data, lambda tensor: tensor.to(device, non_blocking=True))))
+        run.set_decay()
+        update()
+        run.step += 1
         run.log({"waiting": (made - started) / (time.perf_counter() - started)})
         if evaluate and evaluate_every and run.step % evaluate_every == 0 and accelerator.is_main_process:
             run.read()  # before anything is made of the weights
@@ -184,20 +198,13 @@ def _alone(worker: int) -> None:
         sys.modules["cv2"].setNumThreads(0)
 
 
-def _on(device: torch.device, data: Any) -> Any:
-    if isinstance(data, dict):
-        return {name: _on(device, value) for name, value in data.items()}
-    if isinstance(data, list | tuple):
-        return type(data)(_on(device, value) for value in data)
-    if isinstance(data, torch.Tensor):
-        return data.to(device, non_blocking=True)
-    return data.to(device) if hasattr(data, "to") else data
-
-
 class _Run:
     """The state of one training: step, clock, optimisers, average, log."""
 
-    def __init__(self, config: LoopConfig, accelerator, model, no_muon: Callable, rate: Callable, depends_on: dict):
+    def __init__(
+        self, config: LoopConfig, accelerator, model, no_muon: Callable, rate: Callable, depends_on: dict, graphs: bool
+    ):
+        self.graphs = graphs
         self.config, self.model, self.main = config, model, accelerator.is_main_process
         self.depends_on = json.loads(json.dumps(depends_on))
         self.processes = accelerator.num_processes
@@ -212,11 +219,17 @@ class _Run:
             groups.setdefault((kind, factor), {"params": [], **settings})["params"].append(p)
         by_adam = [group for (kind, _), group in groups.items() if kind != "muon"]
         by_muon = [group for (kind, _), group in groups.items() if kind == "muon"]
-        self.optimisers = [torch.optim.AdamW(by_adam, lr=config.lr, betas=(0.9, 0.99))] if by_adam else []
+        self.optimisers = []
+        if by_adam:
+            self.optimisers.append(torch.optim.AdamW(by_adam, lr=config.lr, betas=(0.9, 0.99), capturable=graphs))
         if by_muon:
             self.optimisers.append(Muon(by_muon, lr=config.muon_lr))
         self.base_rates = [[g["lr"] for g in o.param_groups] for o in self.optimisers]
         self.average = [p.detach().clone().float() for p in self.trained.values()] if config.ema else None
+        self.decay: float | torch.Tensor = 0.0  # of the average, in this step
+        if graphs:  # what changes from step to step has to be read from a place
+            self.decay = torch.zeros((), device=accelerator.device)
+            self._place_rates()
         self.step, self.elapsed, self.started, self.saved = 0, 0.0, time.time(), time.time()
         self.history: list[dict] = []
         self.pending: dict[str, list[float]] = {}
@@ -256,19 +269,36 @@ class _Run:
             factor *= min(1.0, max(0.0, 1 - progress) / self.config.cooldown)
         for optimiser, rates in zip(self.optimisers, self.base_rates, strict=True):
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
+                if self.graphs:
+                    group["lr"].fill_(rate * factor)
+                else:
+                    group["lr"] = rate * factor
+
+    def set_decay(self):
+        if self.average is not None:
+            decay = min(self.config.ema, (2 + self.step) / (11 + self.step))
+            self.decay = self.decay.fill_(decay) if self.graphs else decay
+
+    def _place_rates(self):
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = torch.tensor(float(group["lr"]), device=self.decay.device)
 
     def update(self, accelerator):
         if self.config.clip_norm:
             accelerator.clip_grad_norm_(self.trained.values(), self.config.clip_norm)
         for optimiser in self.optimisers:
             optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-        self.step += 1
+            if not self.graphs:
+                optimiser.zero_grad(set_to_none=True)
         if self.average is not None:
-            decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
             current = [p.detach().float() for p in self.trained.values()]
-            torch._foreach_lerp_(self.average, current, 1 - decay)
+            if self.graphs:
+                change = torch._foreach_sub(current, self.average)
+                torch._foreach_mul_(change, 1 - self.decay)
+                torch._foreach_add_(self.average, change)
+            else:
+                torch._foreach_lerp_(self.average, current, 1 - self.decay)
 
     # --- averaged weights -------------------------------------------------------------------------------------
     def use_average(self):
@@ -295,7 +325,7 @@ class _Run:
     # --- what a step found ------------------------------------------------------------------------------------
     def watch(self, values: dict[str, torch.Tensor]):
         """Keeps a step's values for the log; on CUDA they are read together, before anything is written."""
-        self.unread.append((self.step, {name: value.detach() for name, value in values.items()}))
+        self.unread.append((self.step, values))
         if values["loss"].device.type != "cuda" or (self.step + 1) % self.config.log_every == 0:
             self.read()
 
@@ -376,7 +406,11 @@ class _Run:
             for name, b in self.model.named_buffers():
                 b.copy_(state["buffers"][name])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            for group in saved["param_groups"]:
+                group.update({"capturable": self.graphs} if "capturable" in group else {}, lr=float(group["lr"]))
             optimiser.load_state_dict(saved)
+        if self.graphs:
+            self._place_rates()
         if self.average is not None:
             self.average = [a.to(p.device) for a, p in zip(state["average"], self.trained.values(), strict=True)]
         if self.main and log.exists():  # lines written after the checkpoint will be written again

@@ -34,6 +34,8 @@ class Muon(torch.optim.Optimizer):
             for (rows, columns), members in shapes.items():
                 size = group["lr"] * max(1.0, rows / columns) ** 0.5
                 turned = orthogonalise(torch.stack([update for _, update in members]))
+                if isinstance(size, torch.Tensor):  # a rate in its place, for CUDA graphs
+                    turned, size = turned * size, 1.0
                 matrices = [update.view_as(p).to(p.dtype) for (p, _), update in zip(members, turned, strict=True)]
                 torch._foreach_add_([p for p, _ in members], matrices, alpha=-size)
 

@@ -843,13 +843,13 @@ kept = [
     for chosen in begun.routing.steps
 ]
 drawing, axis = viz.axes(height=1.9)
-alone = np.array(steps["bob", "dan"])[:, which].mean(1)
+alone, start = np.array(steps["bob", "dan"])[:, which].mean(1), begun.routing.routed.start
 axis.plot(range(1, len(alone) + 1), alone, color="#888888", label="routers alone")
-axis.plot(range(1, len(kept) + 1), kept, color="#2f6db3", label="columns for 6 steps, then routers")
+axis.plot(range(1, len(kept) + 1), kept, color="#2f6db3", label=f"columns for {start} steps, then routers")
 axis.set(title="Bob and Dan: right inside faces, way up, by step", xlabel="step", ylim=(0, 1))
 axis.legend(fontsize=7, frameon=False, loc="lower right")
 viz.plot(drawing, "Curves: with a head start the routers stay right after it; alone they are right less often")
-print("routers that had a head start are right more often:", bool(np.mean(kept[6:]) > np.mean(alone[6:])))
+print("routers that had a head start are right more often:", bool(np.mean(kept[start:]) > np.mean(alone[start:])))
 
 # %% [markdown]
 # Nothing holds them in their columns any more, and yet they stay right. Three pictures are too few to say how much it

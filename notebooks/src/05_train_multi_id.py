@@ -698,11 +698,11 @@ launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"
 launch += ["--redirects", "3", "-m", "uniportrait_lite", "train", "multi_id"]
 given = [word for name, value in flags.items() for word in (f"--{name}", value)]
 print("torchrun --nproc-per-node 2 -m uniportrait_lite train multi_id", *map(str, given[:8]), "...")
-if not (two / "weights" / "multi_id.recipe.json").exists():  # else it ran before
-    with progress("two processes, four steps"):
+with progress("two processes, four steps"):
+    if not (two / "weights" / "multi_id.recipe.json").exists():  # else it ran before
         print("starting two processes")
         done = subprocess.run([sys.executable, *map(str, launch + given)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+        assert done.returncode == 0, done.stderr[-2000:]
 said = {path.parent.name: path.read_text() for path in sorted(two.glob("said/*/attempt_0/*/stdout.log"))}
 for process, text in said.items():
     lines = [line.split(" seconds")[0] for line in text.splitlines() if line.startswith("step")]

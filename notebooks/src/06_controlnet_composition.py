@@ -29,7 +29,7 @@ from uniportrait_lite.toyworld.worlds import world
 
 with no_progress_bars():  # the libraries have much to say when they are loaded
     from uniportrait_lite.compose.inpainting import _Outside
-    from uniportrait_lite.compose.style import invert
+    from uniportrait_lite.compose.style import backwards, invert
     from uniportrait_lite.evaluation.composition import edge_agreement, pose_errors
 
     up = upl.load("tiny")
@@ -284,14 +284,14 @@ def controlled(kind):
 def draw(pipe, prompt, seeds, **arguments):
     """Pictures of a diffusers pipeline, one a seed: its own call, unchanged."""
     noise = [torch.Generator().manual_seed(seed) for seed in seeds]
-    settings = {"num_inference_steps": 12, "guidance_scale": 4.0, "generator": noise}
+    settings = {"num_inference_steps": 8, "guidance_scale": 3.0, "generator": noise}
     return pipe([prompt] * len(seeds), **settings, **arguments).images
 
 
 plain = {"style": "photo", "hat": "none", "glasses": "none", "background": "studio"}
 posers = [portrait(Person.random(2_062_002 + k), seed=k, turn=0.8 - 1.6 * k, tilt=12 - 24 * k, **plain) for k in (0, 1)]
 prompt, seeds = "a photo of a person", (1, 2)
-free = up([prompt] * 2, people["cleo"], seed=seeds[0], steps=12).images  # without a ControlNet
+free = up([prompt] * 2, people["cleo"], seed=seeds[0]).images  # without a ControlNet
 
 # %% [markdown]
 # Edges first: those of somebody else, and Cleo. The last picture has the same person, prompt and noise, and no
@@ -402,7 +402,7 @@ ways = {"no picture": {}, "the whole": {}, "on the right": {"image_mask": right_
 drawn = {}
 for name, given in ways.items():
     given = given if name == "no picture" else {"image_prompt": look, "image_scale": 0.8, **given}
-    drawn[name] = up("a person", people["ann"], seed=2, steps=12, **given).images[0]
+    drawn[name] = up("a person", people["ann"], seed=2, **given).images[0]
 alike = clip_alike(look, *drawn.values())
 viz.show([look, *drawn.values()], ["the look", *(f"{n}: {x:.2f}" for n, x in zip(drawn, alike, strict=True))])
 print("with the picture she is more like it than without:", alike[1] > alike[0])
@@ -451,11 +451,11 @@ def glass(wanted):
 
 artist = world(str(tiny.parent / "looks" / "glass.py"))
 pictures = {"drawn in glass": artist.portrait(Person.random(2_063_002), seed=1).image}
-pictures["dan"] = up("a person", people["dan"], seed=4, steps=12).images[0]
+pictures["dan"] = up("a person", people["dan"], seed=4).images[0]
 glass(True)
-pictures["dan, with the LoRA"] = up("a person", people["dan"], seed=4, steps=12).images[0]
+pictures["dan, with the LoRA"] = up("a person", people["dan"], seed=4).images[0]
 glass(False)
-again = up("a person", people["dan"], seed=4, steps=12).images[0]
+again = up("a person", people["dan"], seed=4).images[0]
 viz.show(list(pictures.values()), list(pictures))
 assert np.array_equal(pictures["dan"], again)
 assert not np.array_equal(pictures["dan"], pictures["dan, with the LoRA"])
@@ -505,7 +505,7 @@ checks.ddim_step(ddim_step)
 # %%
 comic = portrait(Person.random(2_063_003), seed=3, style="comic", background="park", hat="none").image
 way = invert(up.pipe, comic, 20)
-inverse = diffusers.DDIMInverseScheduler.from_config(up.pipe.scheduler.config)
+inverse = backwards(up.pipe.scheduler)
 inverse.set_timesteps(20)
 text = up.pipe.encode_prompt("", "cpu", 1, False)[0]
 at, k = inverse.timesteps[12], 12
@@ -568,7 +568,7 @@ torch.testing.assert_close(query, (x - mean) / deviation * deviation[:1] + mean[
 assert torch.equal(key[:, 50:], key[:1, :50].expand(2, -1, -1)) and (bias[..., 50:] == -1).all()
 noir = portrait(Person.random(2_063_003), seed=3, style="noir", background="park", hat="none").image
 styled = {
-    name: upl.compose.in_style(up, "", image, people["cleo"], seed=2, steps=12)
+    name: upl.compose.in_style(up, "", image, people["cleo"], seed=2)
     for name, image in (("comic", comic), ("noir", noir))
 }
 viz.show([styled["comic"], noir, styled["noir"]], ["cleo in the comic", "film noir", "cleo in it"])
@@ -644,7 +644,7 @@ for given, at in noted[1:]:  # a corner is outside the mask, and from the second
     alpha_bar = up.pipe.scheduler.alphas_cumprod[at]
     known = alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise
     torch.testing.assert_close(given[..., :2, :2], known[..., :2, :2], rtol=0.02, atol=0.02)
-viz.show(decoded(noted[9][0]), ["before step 10"])
+viz.show(decoded(noted[-2][0]), [f"before step {len(noted) - 1}"])
 outside = np.asarray(mask) == 0
 assert np.array_equal(np.asarray(swapped)[outside], np.asarray(cleo)[outside])
 print(
@@ -670,7 +670,7 @@ panels = [
     ("a woman and a man in the park", [people["ann"], people["bob"]]),
     ("a man in the snow, laughing", people["bob"]),
 ]
-told = upl.compose.story(up, panels, seed=4, steps=12)
+told = upl.compose.story(up, panels, seed=4)
 there = ["everyone once" if right else "look twice" for right in told.everyone_once]
 viz.show(told.images, [f"{text} ({fine})" for text, fine in zip(told.prompts, there, strict=True)])
 strip = told.strip(height=128)  # one picture, with the captions, to save
@@ -688,7 +688,7 @@ print(
 # `compose.save_animation` writes a GIF or WebP. (There and back, five frames make an animation of eight.)
 
 # %%
-frames = upl.compose.morph(up, "a person in the park", [people["ann"], people["dan"]], frames=5, seed=1, steps=12)
+frames = upl.compose.morph(up, "a person in the park", [people["ann"], people["dan"]], frames=5, seed=1)
 viz.show(frames[::2], ["ann", "half of each", "dan"])
 viz.animated(frames, height=80)
 pixels = [np.asarray(frame, float) for frame in frames]

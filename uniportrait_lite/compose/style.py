@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from diffusers import DDIMInverseScheduler, DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMInverseScheduler, DDIMScheduler, SchedulerMixin, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
@@ -73,6 +73,12 @@ def in_style(
     ).images[1]  # fmt: skip
 
 
+def backwards(scheduler: SchedulerMixin) -> DDIMInverseScheduler:
+    """DDIM's steps towards noise, on the noise schedule of another scheduler."""
+    shared = {name: value for name, value in scheduler.config.items() if name != "variance_type"}  # only DDPM's
+    return DDIMInverseScheduler.from_config(shared)
+
+
 @torch.no_grad()
 def invert(pipe: StableDiffusionPipeline, image: Image.Image, steps: int, given: dict | None = None) -> list[Tensor]:
     """A picture's latents (1, c, h, w), then these after each of so many steps to noise by DDIM (Song et al. 2020).
@@ -83,7 +89,7 @@ def invert(pipe: StableDiffusionPipeline, image: Image.Image, steps: int, given:
     pixels = pipe.image_processor.preprocess(image).to(pipe.device, pipe.vae.dtype)
     latents = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
     text = pipe.encode_prompt("", pipe.device, 1, False)[0]
-    scheduler = DDIMInverseScheduler.from_config(pipe.scheduler.config)
+    scheduler = backwards(pipe.scheduler)
     scheduler.set_timesteps(steps, device=pipe.device)
     way = [latents.to(text.dtype)]
     for timestep in scheduler.timesteps:

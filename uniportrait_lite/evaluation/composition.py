@@ -34,7 +34,7 @@ from uniportrait_lite.toyworld.worlds import world
 
 TOOLS = {  # ControlNets, and the `controlnet_conditioning_scale` of each
     "none": ((), 1.0), "pose": (("pose",), 1.0), "pose, at 0.5": (("pose",), 0.5),
-    "edges": (("edges",), 1.0), "edges, at 0.75": (("edges",), 0.75),
+    "edges": (("edges",), 1.0), "edges, at 0.6": (("edges",), 0.6),
     "pose and edges": (("pose", "edges"), 1.0), "pose and edges, at 0.4": (("pose", "edges"), 0.4),
 }  # fmt: skip
 LOOKS = {  # the way to a look -> what draws the pictures that have it; None: the profile's own world

@@ -26,6 +26,7 @@ from uniportrait_lite.folders import data_folder, prompts_file
 from uniportrait_lite.toyworld.pretrain.record import hardware
 
 SCHEDULERS = {
+    "DDPM": "DDPMScheduler",  # tiny's own
     "DDIM": "DDIMScheduler",
     "DPM-Solver++": "DPMSolverMultistepScheduler",
     "UniPC": "UniPCMultistepScheduler",

@@ -92,7 +92,7 @@ def run(config: MultiIDConfig) -> list[dict]:
     history = train(
         config.loop(), model, batches, loss, evaluate=evaluate, evaluate_every=config.samples_every,
         no_muon=lambda name: "lora_" in name or name.endswith("aggregate.weight"),
-        rate=lambda name: config.lora_rate if "lora_" in name else 1.0,
+        rate=lambda name: config.lora_rate if "lora_" in name else 1.0, graphs=config.graphs,
     )  # fmt: skip
     if state.is_main_process:
         for place in dict.fromkeys((weights_folder, out)):

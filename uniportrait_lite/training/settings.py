@@ -93,6 +93,9 @@ class StageConfig:
     compile: bool = setting(
         False, "true: the U-Net by torch.compile, for each kind of picture once: minutes, that an hour repays"
     )
+    graphs: bool = setting(
+        False, "true: on CUDA, steps as CUDA graphs: faster, and tried in part only (docs/experiments.md)"
+    )
     workers: int | None = setting(None, "processes that make batches ahead; none: on CUDA what cores are to spare")
     samples_every: int = setting(1000, "steps from one grid of samples, with its FaceSim, to the next")
 

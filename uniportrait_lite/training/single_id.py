@@ -75,7 +75,7 @@ def run(config: SingleIDConfig) -> list[dict]:
         write_json(Path(config.run_folder) / "cache.json", found)
     history = train(
         config.loop(), model, batches, loss, evaluate=evaluate, evaluate_every=config.samples_every,
-        no_muon=lambda name: "lora_" in name or name.endswith("queries"),
+        no_muon=lambda name: "lora_" in name or name.endswith("queries"), graphs=config.graphs,
     )  # fmt: skip
     if state.is_main_process:
         report = recipe("single_id", config, history, "unseen_face")

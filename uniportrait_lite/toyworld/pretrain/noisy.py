@@ -11,6 +11,9 @@ from uniportrait_lite.toyworld.pretrain.clip import tokenise
 from uniportrait_lite.toyworld.pretrain.data import load_scenes
 from uniportrait_lite.toyworld.pretrain.latents import load_latents
 
+CAPTIONS = 8  # different ones of each scene
+DETAILS = {"full": 0.55, "scene": 0.4, "short": 0.05}  # the more one says of a face, the more it teaches to draw faces
+
 
 class NoisyScenes:
     """Batches of a recipe, `config`: its numbers of scenes, their shares, captions, timesteps and weights in the loss.
@@ -26,6 +29,12 @@ class NoisyScenes:
         self.latents = [load_latents(s, folder / "vae") for s in self.sets]
         for scenes in self.sets:  # read now, once, and not by each of the workers that make batches
             scenes.person, scenes.face, scenes.scene, scenes.boxes, scenes.landmarks  # noqa: B018
+        self.silence = tokenise(tokenizer, [""])[0]
+        self.texts = [
+            torch.zeros(len(scenes), CAPTIONS, len(self.silence), dtype=torch.int32).share_memory_()
+            for scenes in self.sets
+        ]
+        self.worded = [torch.zeros(text.shape[:2], dtype=torch.bool).share_memory_() for text in self.texts]
 
     def draw(self, generator: torch.Generator) -> tuple[int, np.ndarray]:
         """Which set a batch is of, and which of its scenes (B,): fewer of wider ones, for steps that cost the same."""
@@ -38,20 +47,24 @@ class NoisyScenes:
         """Clean latents and noise (B,c,h,w), timesteps (B,), token ids (B,48), face and feature cells (B,h,w)."""
         scenes, count = self.sets[kind], len(indices)
         clean = torch.from_numpy(self.latents[kind][indices]).float()
-        seeds = torch.randint(2**31, (count,), generator=generator).tolist()
-        kinds = torch.rand(count, generator=generator).tolist()
-        texts = [self._caption(scenes, i, *draw) for i, *draw in zip(indices, seeds, kinds, strict=True)]
+        text = self._text(kind, torch.from_numpy(indices), torch.randint(CAPTIONS, (count,), generator=generator))
+        text[torch.rand(count, generator=generator) < self.config.no_caption] = self.silence
         noise = torch.randn(clean.shape, generator=generator)
         timesteps = draw_timesteps(count, generator, self.config.timesteps)
         faces = torch.from_numpy(face_cells(scenes.boxes[indices], clean.shape[-1]))
         features = torch.from_numpy(face_cells(feature_boxes(scenes.landmarks[indices]), clean.shape[-1]))
-        return [clean, noise, timesteps, tokenise(self.tokenizer, texts), faces, features]
+        return [clean, noise, timesteps, text, faces, features]
 
-    def _caption(self, scenes, index: int, seed: int, kind: float) -> str:
-        """Half of them full ones: the more a caption says of a face, the more it teaches to draw faces."""
-        if kind < self.config.no_caption:
-            return ""
-        return scenes.caption(index, seed, "full" if kind > 0.5 else "scene" if kind > 0.15 else "short")
+    def _text(self, kind: int, indices: Tensor, which: Tensor) -> Tensor:
+        """Token ids (B,48) of these captions of the scenes; worded once, by whichever worker is first."""
+        texts, worded, scenes = self.texts[kind], self.worded[kind], self.sets[kind]
+        new = ~worded[indices, which]
+        if new.any():
+            indices_new, which_new = indices[new], which[new]
+            captions = [_caption(scenes, *pair) for pair in zip(indices_new.tolist(), which_new.tolist(), strict=True)]
+            texts[indices_new, which_new] = tokenise(self.tokenizer, captions).int()
+            worded[indices_new, which_new] = True
+        return texts[indices, which].long()
 
     def loss(self, schedule, predicted: Tensor, batch: list[Tensor]) -> dict[str, Tensor]:
         """The weighted error of v-prediction, and its means inside the faces and around their features."""
@@ -61,6 +74,12 @@ class NoisyScenes:
         weight = torch.where(features > 0, self.config.feature_weight, weight)
         means = {"loss": weight, "face": faces, "features": features}
         return {name: (error * where).sum() / where.sum() for name, where in means.items()}
+
+
+def _caption(scenes, index: int, which: int) -> str:
+    rng = np.random.Generator(np.random.PCG64([index, which, 11]))
+    detail = rng.choice(list(DETAILS), p=list(DETAILS.values()))
+    return scenes.caption(index, int(rng.integers(2**31)), str(detail))
 
 
 def draw_timesteps(count: int, generator: torch.Generator, kind: str = "fine", steps: int = 1000) -> Tensor:

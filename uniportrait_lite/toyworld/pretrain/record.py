@@ -79,7 +79,10 @@ def depends(config, *weights: str | Path) -> dict:
     """What a run's result depends on beside the loop's own settings: the recipe's, the drawn world, frozen weights."""
     from uniportrait_lite.toyworld.pretrain.data import world_digest
 
-    length = ("out", "folder", "steps", "hours", "cooldown", "checkpoint_every", "evaluate_every", "workers", "compile")
+    length = (
+        "out", "folder", "steps", "hours", "cooldown", "checkpoint_every", "evaluate_every", "workers", "compile",
+        "graphs",
+    )  # fmt: skip
     settings = {name: value for name, value in asdict(config).items() if name not in length}
     drawn = world_digest(settings.get("world", ""))
     return settings | {"world": drawn, **{str(path): file_digest(path) for path in weights}}
