@@ -38,7 +38,7 @@ def test_training_by_graphs_is_training(tmp_path, muon_lr):
     """The same losses as without them, also after a stop; two shapes of data, a parameter that only one of them uses,
     and random numbers that are new in every step."""
 
-    def run(folder: str, graphs: bool, steps: int = 40) -> list[float]:
+    def run(folder: str, graphs: bool, steps: int = 40) -> tuple[list[dict], torch.Tensor]:
         torch.manual_seed(0)
         model = nn.ModuleDict({"first": nn.Linear(8, 32), "last": nn.Linear(32, 1), "wide": nn.Linear(32, 1)})
 

@@ -54,8 +54,9 @@ class Passes:
     """Calls `compute(data)`, a forward and a backward pass that returns scalars, by a graph for each shape of data.
 
     It may depend on nothing but `data` (on the GPU: tensors in lists, tuples, dicts and dataclasses), the parameters
-    in their places, and the GPU's random numbers, and may not wait for a number of the GPU's. A parameter's gradient
-    is always found in the same place.
+    in their places, and the GPU's random numbers, and may not wait for a number of the GPU's. What changes from call to
+    call has to be a tensor: anything else in `data` makes a graph of its own. A parameter's gradient is always found in
+    the same place.
     """
 
     def __init__(self, recorder: Recorder, compute: Callable[[Any], dict[str, Tensor]], parameters: list[nn.Parameter]):
@@ -116,9 +117,11 @@ def on_each(data: Any, function: Callable[[Tensor], Tensor]) -> Any:
         return function(data)
     if isinstance(data, dict):
         return {name: on_each(value, function) for name, value in data.items()}
+    if hasattr(data, "_fields"):  # a NamedTuple
+        return type(data)(*(on_each(value, function) for value in data))
     if isinstance(data, list | tuple):
         return type(data)(on_each(value, function) for value in data)
-    if is_dataclass(data):
+    if is_dataclass(data) and not isinstance(data, type):
         return replace(data, **{f.name: on_each(getattr(data, f.name), function) for f in fields(data)})
     return data
 
@@ -143,6 +146,6 @@ def shape(data: Any) -> tuple:
         return ("dict", *((name, shape(value)) for name, value in data.items()))
     if isinstance(data, list | tuple):
         return (type(data).__name__, *map(shape, data))
-    if is_dataclass(data):
+    if is_dataclass(data) and not isinstance(data, type):
         return (type(data).__name__, *(shape(getattr(data, f.name)) for f in fields(data)))
     return (repr(data),)

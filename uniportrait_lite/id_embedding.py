@@ -55,7 +55,8 @@ class StructureDrop(NamedTuple):
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
     ) -> StructureDrop:
-        """DropPath, DropToken or neither, decided anew for each sample, on the generator's device or else `device`."""
+        """DropPath, DropToken or neither, decided anew for each sample, on the generator's device or else `device`:
+        a GPU's draws are not a CPU's."""
         device = generator.device if generator else device
         which = torch.rand(batch, generator=generator, device=device)
         dropped = torch.rand(batch, length, generator=generator, device=device) < config.token_drop_rate

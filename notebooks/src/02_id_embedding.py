@@ -514,7 +514,7 @@ def size_of(layer, step):
 
 
 upwards = [layer for layer in layers if layer.startswith("up_blocks")]
-ranges, pictures = zip(*(size_of(layer, 8) for layer in upwards), strict=True)
+ranges, pictures = zip(*(size_of(layer, len(seen[layer]) // 2) for layer in upwards), strict=True)
 names = [layer.split(".transformer")[0].replace(".attentions", "") for layer in upwards]
 titles = [f"{name}: {at}" for name, at in zip(names, ranges, strict=True)]
 viz.show([drawn, *pictures], ["the portrait", *titles])

@@ -75,7 +75,8 @@ def in_style(
 
 def backwards(scheduler: SchedulerMixin) -> DDIMInverseScheduler:
     """DDIM's steps towards noise, on the noise schedule of another scheduler."""
-    shared = {name: value for name, value in scheduler.config.items() if name != "variance_type"}  # only DDPM's
+    unknown = "variance_type"  # which the backward one would warn of
+    shared = {name: value for name, value in scheduler.config.items() if name != unknown}
     return DDIMInverseScheduler.from_config(shared)
 
 

@@ -194,7 +194,12 @@ class Stack:
         """What tells these weights from others, by network."""
         names = ("text_encoder", "unet", "clip", "backbone")
         found = {name: digest(*weights(self.folders[name])) for name in names}
-        return {"vae": encoder_digest(self.folders["vae"]), **found, "scheduler": digest(self.folders["scheduler"])}
+        return {"vae": encoder_digest(self.folders["vae"]), **found, "scheduler": digest(self._noise())}
+
+    def _noise(self) -> dict[str, object]:
+        """What of the scheduler a training depends on, whatever pictures are drawn with."""
+        names = ("num_train_timesteps", "prediction_type", "rescale_betas_zero_snr", "trained_betas")
+        return {k: v for k, v in self.scheduler.config.items() if k in names or k.startswith("beta_")}
 
 
 def method_config(config: SingleIDConfig, stack: Stack) -> UniPortraitConfig:

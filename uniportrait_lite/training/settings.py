@@ -113,6 +113,8 @@ class StageConfig:
         self.variant = "_".join(name for name, is_so in changed.items() if is_so)
         runs = "runs" if self.profile == "tiny" else f"runs/{Path(self.profile).resolve().name}"
         self.run_folder = self.run_folder or "_".join(filter(None, (f"{runs}/{stage}", self.variant)))
+        if self.graphs and self.compile:
+            raise ConfigError("graphs and compile have not been tried together: give one of them")
         self.loop()  # checks the rest
 
     def loop(self) -> LoopConfig:

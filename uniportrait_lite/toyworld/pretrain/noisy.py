@@ -30,11 +30,11 @@ class NoisyScenes:
         for scenes in self.sets:  # read now, once, and not by each of the workers that make batches
             scenes.person, scenes.face, scenes.scene, scenes.boxes, scenes.landmarks  # noqa: B018
         self.silence = tokenise(tokenizer, [""])[0]
-        self.texts = [
-            torch.zeros(len(scenes), CAPTIONS, len(self.silence), dtype=torch.int32).share_memory_()
+        self.ids = torch.int16 if len(tokenizer) < 2**15 else torch.int32  # 0.8 or 1.5 KB a scene
+        self.texts = [  # shared, so that what one worker has worded serves all; below 0: not worded yet
+            torch.full((len(scenes), CAPTIONS, len(self.silence)), -1, dtype=self.ids).share_memory_()
             for scenes in self.sets
         ]
-        self.worded = [torch.zeros(text.shape[:2], dtype=torch.bool).share_memory_() for text in self.texts]
 
     def draw(self, generator: torch.Generator) -> tuple[int, np.ndarray]:
         """Which set a batch is of, and which of its scenes (B,): fewer of wider ones, for steps that cost the same."""
@@ -57,13 +57,12 @@ class NoisyScenes:
 
     def _text(self, kind: int, indices: Tensor, which: Tensor) -> Tensor:
         """Token ids (B,48) of these captions of the scenes; worded once, by whichever worker is first."""
-        texts, worded, scenes = self.texts[kind], self.worded[kind], self.sets[kind]
-        new = ~worded[indices, which]
+        texts, scenes = self.texts[kind], self.sets[kind]
+        new = (texts[indices, which] < 0).any(dim=1)
         if new.any():
             indices_new, which_new = indices[new], which[new]
             captions = [_caption(scenes, *pair) for pair in zip(indices_new.tolist(), which_new.tolist(), strict=True)]
-            texts[indices_new, which_new] = tokenise(self.tokenizer, captions).int()
-            worded[indices_new, which_new] = True
+            texts[indices_new, which_new] = tokenise(self.tokenizer, captions).to(self.ids)
         return texts[indices, which].long()
 
     def loss(self, schedule, predicted: Tensor, batch: list[Tensor]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.loop import LoopConfig, train
 from uniportrait_lite.pictures import save_picture
 from uniportrait_lite.speed import fast_attention
@@ -127,6 +128,8 @@ def run(**overrides) -> dict:
     from transformers import AutoTokenizer, CLIPTextModel
 
     config = UNetRecipe(**overrides)
+    if config.graphs and config.compile:
+        raise ConfigError("graphs and compile have not been tried together: give one of them")
     folder = Path(config.folder)
     state = PartialState(cpu=not torch.cuda.is_available())
     with state.main_process_first():
@@ -210,7 +213,7 @@ def pipeline(unet, folder: str | Path, text_encoder):
     return pipe
 
 
-def sample(pipe, prompts: list[str], seed: int, steps: int = 8, guidance: float = 4.0, width: int = 128) -> list:
+def sample(pipe, prompts: list[str], seed: int, steps: int = 8, guidance: float = 3.0, width: int = 128) -> list:
     """One picture for each prompt, the same noise for the same place in the list."""
     generators = [torch.Generator().manual_seed(seed + k) for k in range(len(prompts))]
     return pipe(
