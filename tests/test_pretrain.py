@@ -39,6 +39,34 @@ def stack(tmp_path_factory):
         yield root, folder, parts, data.load_scenes("portraits", 100)
 
 
+def test_captions_are_worded_once_and_some_samples_have_none(stack):
+    """The same whoever asks first, several of each scene, none for a share of the samples."""
+    from transformers import AutoTokenizer
+
+    folder = stack[1] / "sd"
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+
+    def scenes() -> noisy.NoisyScenes:
+        config = SimpleNamespace(
+            portraits=100, groups=100, group_share=0, world="", batch=4, no_caption=0.25, timesteps="fine"
+        )
+        return noisy.NoisyScenes(config, folder, tokenizer)
+
+    first, second = scenes(), scenes()
+    first(0, np.arange(100), torch.Generator().manual_seed(1))  # another order of asking
+    made = [each(0, np.repeat([3, 7], 300), torch.Generator().manual_seed(2))[3] for each in (first, second)]
+    assert torch.equal(*made) and made[0].shape == (600, 48)
+    silent = (made[0] == first.silence).all(dim=1)
+    assert 0.2 < silent.float().mean() < 0.3
+    for rows in (made[0][:300], made[0][300:]):
+        assert len({tuple(row) for row in rows.tolist()}) in range(4, noisy.CAPTIONS + 2)  # with the silence
+
+
+def test_graphs_and_compile_are_not_to_be_had_together(tmp_path):
+    with pytest.raises(ConfigError, match="give one of them"):
+        run("unet", out=str(tmp_path), folder=str(tmp_path / "sd"), graphs=True, compile=True)
+
+
 def test_the_pipeline_loads_in_plain_diffusers_and_draws(stack):
     from diffusers import StableDiffusionPipeline
 

@@ -164,6 +164,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
         (["--swap", "1.5"], "swap is a share"),
         (["--batch", "0"], "batch is at least 1"),
         (["--steps", "0"], "steps=0"),
+        (["--graphs", "true", "--compile", "true"], "give one of them"),
         (["--config", "nowhere.yaml"], "can't be read"),
     ],
 )
@@ -436,6 +437,18 @@ def test_missing_frozen_weights_are_named(place, stack, monkeypatch):
     monkeypatch.setenv("UPL_DATA", str(place / "empty"))
     with pytest.raises(WeightsError, match="U-Net"):
         single_id.main(QUICK)
+
+
+def test_a_training_depends_on_the_noise_schedule_and_not_on_what_draws_pictures(place, stack):
+    file = stack / "tiny" / "sd" / "scheduler" / "scheduler_config.json"
+    text, before = file.read_text(), network.Stack(stack / "tiny").digests()
+    try:
+        file.write_text(text.replace("DDPMScheduler", "DDIMScheduler"))
+        assert network.Stack(stack / "tiny").digests() == before and "DDIM" in file.read_text()
+        file.write_text(text.replace("0.012", "0.02"))
+        assert network.Stack(stack / "tiny").digests()["scheduler"] != before["scheduler"]
+    finally:
+        file.write_text(text)
 
 
 @pytest.mark.parametrize("setting", ["--run-folder", "--out"])
