@@ -12,7 +12,7 @@ PACKAGE = Path(uniportrait_lite.__file__).parent
 # In order: each may import those before it.
 LEAVES = (
     "errors", "checks", "folders", "muon", "provenance", "pictures", "quiet", "speed", "graphs", "loop", "controls",
-    "parts", "places", "hardware", "cli_help",
+    "parts", "places", "hardware", "cli_help", "pipelines",
 )  # fmt: skip
 METHOD = (
     "backbone",

@@ -571,19 +571,20 @@ def groups_of(config: MultiIDConfig) -> tuple[network.MultiID, GroupBatches]:
     return multi_id.build(config, stack, *checkpoints.load(config.single_id)), GroupBatches(config, pairs, trios)
 
 
-def test_routers_go_on_beside_other_single_id_weights(single, tmp_path):
+def test_multi_id_weights_go_on_beside_other_single_id_weights(single, tmp_path):
     stack = network.Stack(single_id.data_folder("tiny"))
-    first, _ = groups_of(multi(single, "--seed", "5"))
-    before = tmp_path / "before"
-    network.save_single(before, *checkpoints.load(single), stack)
-    checkpoints.save_multi(before, first.weights(), checkpoints.single_digest(before))
     config, tensors = checkpoints.load(single)
-    other = tmp_path / "other"
-    network.save_single(other, config, {name: 2 * tensor for name, tensor in tensors.items()}, stack)
-    second, _ = groups_of(multi(other, "--start-from", str(before)))
-    for name, weight in second.weights().items():
-        expected = first.weights()[name] * (1 if name.startswith("router.") else 2)
-        assert torch.allclose(weight, expected, rtol=1e-3, atol=1e-4), name
+    trained = {name: tensor.detach() for name, tensor in groups_of(multi(single, "--seed", "5"))[0].weights().items()}
+    trained |= {name: tensor + 0.25 for name, tensor in trained.items() if name.startswith("lora.")}
+    before, other = tmp_path / "before", tmp_path / "other"
+    for folder, scale in ((before, 1), (other, 2)):
+        network.save_single(folder, config, {name: scale * tensor for name, tensor in tensors.items()}, stack)
+    checkpoints.save_multi(before, trained, checkpoints.single_digest(before))
+    for folder, scale in ((before, 1), (other, 2)):
+        begun, _ = groups_of(multi(folder, "--start-from", str(before)))
+        for name, weight in begun.weights().items():
+            expected = trained[name] + ((scale - 1) * tensors[name] if name.startswith("lora.") else 0)
+            assert torch.allclose(weight, expected, rtol=1e-3, atol=1e-3), name
     with pytest.raises(WeightsError, match="holds no multi-ID weights"):
         groups_of(multi(other, "--start-from", str(other)))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from uniportrait_lite.errors import ConfigError, WeightsError
+from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.folders import data_folder, is_path
 
 if TYPE_CHECKING:
@@ -54,23 +54,14 @@ def load(
     if given := [name for name, value in settings.items() if value is not None]:
         raise ConfigError(f'{", ".join(given)}: for load("sd15") alone; {profile} has all its parts in its folder')
     folder = data_folder(profile)
-    if not (folder / "sd" / "model_index.json").is_file():
-        raise WeightsError(f"{folder / 'sd'} holds no pipeline (model_index.json): fetch or train the tiny stack again")
-
     import torch
 
     from uniportrait_lite.quiet import no_progress_bars
 
-    try:
-        with no_progress_bars():
-            from diffusers import StableDiffusionPipeline
-
-            pipe = StableDiffusionPipeline.from_pretrained(folder / "sd", dtype=dtype or torch.float32)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise WeightsError(f"{folder / 'sd'} is damaged or incomplete ({error}): fetch it again") from error
-    from uniportrait_lite.adapter import UniPortrait
-
+    with no_progress_bars():  # around the imports, too: one advises to install torchvision
+        from uniportrait_lite.adapter import UniPortrait
+        from uniportrait_lite.pipelines import load_pipeline
+    pipe = load_pipeline(folder / "sd", dtype or torch.float32)
     pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    pipe.set_progress_bar_config(disable=True)  # a picture takes a second or two
     image = folder / "ip_adapter" / "ip-adapter.safetensors"
     return UniPortrait.attach(pipe, folder / "uniportrait", ip_adapter=image if image.is_file() else None)

@@ -17,6 +17,7 @@ from uniportrait_lite.compose.canvas import multiple, own_height, pipeline
 from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.id_routing import Routing
 from uniportrait_lite.pictures import Picture, read_picture
+from uniportrait_lite.pipelines import untempered
 from uniportrait_lite.style_alignment import StyleAlignment
 
 
@@ -51,7 +52,7 @@ def in_style(
     steps = defaults.steps if steps is None else whole("steps", steps, 2)
     guidance = defaults.guidance if guidance is None else number("guidance", guidance, 1)
     pipe = pipeline(up, StableDiffusionPipeline)
-    pipe.scheduler = DDIMScheduler.from_config(up.pipe.scheduler.config)
+    pipe.scheduler = DDIMScheduler.from_config(untempered(up.pipe.scheduler.config))
     image = _at_home(read_picture(style), up)
     conditions = _conditions(up, people, image, id_scale, structure_scale, columns)
     way = invert(pipe, image, steps, _rows(conditions, [0], [False]))
@@ -76,7 +77,7 @@ def in_style(
 def backwards(scheduler: SchedulerMixin) -> DDIMInverseScheduler:
     """DDIM's steps towards noise, on the noise schedule of another scheduler."""
     unknown = "variance_type"  # which the backward one would warn of
-    shared = {name: value for name, value in scheduler.config.items() if name != unknown}
+    shared = {name: value for name, value in untempered(scheduler.config).items() if name != unknown}
     return DDIMInverseScheduler.from_config(shared)
 
 

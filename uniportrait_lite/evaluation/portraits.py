@@ -16,7 +16,7 @@ from uniportrait_lite.adapter import UniPortrait
 from uniportrait_lite.attention import IDConditions
 from uniportrait_lite.checkpoints import CallDefaults
 from uniportrait_lite.errors import ConfigError, WeightsError
-from uniportrait_lite.quiet import no_progress_bars
+from uniportrait_lite.pipelines import load_pipeline
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,7 @@ class Wish:
 
 def pipeline(folder: str | Path) -> StableDiffusionPipeline:
     """The text-to-image pipeline of a folder in float32, on a GPU if there is one; WeightsError if it is not whole."""
-    folder = Path(folder)
-    if not (folder / "model_index.json").is_file():
-        raise WeightsError(f"{folder} holds no pipeline (model_index.json): fetch the data again, or pretrain the unet")
-    try:
-        with no_progress_bars():
-            pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise WeightsError(f"{folder} is damaged or incomplete ({error}): fetch it again") from error
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    return load_pipeline(folder).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def autoencoder(folder: str | Path) -> AutoencoderKL:

@@ -23,10 +23,12 @@ from uniportrait_lite.evaluation.rows import wishes
 from uniportrait_lite.evaluation.subjects import read_prompts, subjects
 from uniportrait_lite.evaluation.witnesses import Witnesses
 from uniportrait_lite.folders import data_folder, prompts_file
+from uniportrait_lite.pipelines import untempered
 from uniportrait_lite.toyworld.pretrain.record import hardware
 
 SCHEDULERS = {
-    "DDPM": "DDPMScheduler",  # tiny's own
+    "own": None,  # the pipeline's: tiny's is DDPM, tempered (pipelines.py)
+    "DDPM": "DDPMScheduler",
     "DDIM": "DDIMScheduler",
     "DPM-Solver++": "DPMSolverMultistepScheduler",
     "UniPC": "UniPCMultistepScheduler",
@@ -41,9 +43,11 @@ its configuration, at several numbers of steps: where does quality saturate? Wri
 
 def use(pipe: DiffusionPipeline, name: str) -> None:
     """Replaces the pipeline's scheduler by another of `SCHEDULERS`, with the same betas and prediction type."""
+    if SCHEDULERS[name] is None:
+        return
     with warnings.catch_warnings():  # settings that only the former one has
         warnings.simplefilter("ignore")
-        pipe.scheduler = getattr(diffusers, SCHEDULERS[name]).from_config(pipe.scheduler.config)
+        pipe.scheduler = getattr(diffusers, SCHEDULERS[name]).from_config(untempered(pipe.scheduler.config))
 
 
 def evaluate(folder: Path, names: Sequence[str], steps: Sequence[int], count: int, out: Path, batch: int) -> dict:

@@ -28,7 +28,8 @@ from uniportrait_lite.training.watch import recipe
 def build(config: MultiIDConfig, stack: Stack, method: UniPortraitConfig, tensors: dict[str, Tensor]) -> MultiID:
     """The network to train: routers, around single-ID weights as `checkpoints.load` reads them.
 
-    The routers are drawn from the seed, or are those of `start_from`; the LoRA begins as the single-ID weights' anyway.
+    The routers are drawn from the seed, or are those of `start_from`; the LoRA begins as the single-ID weights', with
+    `start_from` moved by what the one there had learned beyond the single-ID weights beside it.
     """
     torch.manual_seed(config.seed)
     model = MultiID(
@@ -39,11 +40,11 @@ def build(config: MultiIDConfig, stack: Stack, method: UniPortraitConfig, tensor
         trained = checkpoints.load_multi(config.start_from)
         if trained is None:
             raise WeightsError(f"{config.start_from} holds no multi-ID weights: give a folder with {checkpoints.MULTI}")
-        ours, theirs = (
-            {name: x for name, x in tensors.items() if name.startswith("router.")}
-            for tensors in (model.weights(), trained)
-        )
-        checkpoints.fill(ours, theirs, origin=config.start_from)
+        before, theirs = checkpoints.load(config.start_from)[1], dict(trained)
+        for name in theirs.keys() & before.keys() & tensors.keys():  # the LoRA's
+            if theirs[name].shape == before[name].shape == tensors[name].shape:  # else `fill` says so
+                theirs[name] = theirs[name] + (tensors[name] - before[name])
+        checkpoints.fill(model.weights(), theirs, origin=config.start_from)
     return model
 
 

@@ -20,6 +20,7 @@ from uniportrait_lite.features import FaceFeatures, load_clip_vision
 from uniportrait_lite.id_embedding import IDEmbedding, IDEmbeddingConfig
 from uniportrait_lite.id_routing import LAMBDA, Routing, box_masks, routing_accuracy, routing_loss
 from uniportrait_lite.lora import SEVERAL, SINGLE, add_lora, lora_parameters
+from uniportrait_lite.pipelines import TemperedDDPMScheduler
 from uniportrait_lite.quiet import no_progress_bars
 from uniportrait_lite.speed import fast_attention
 from uniportrait_lite.toyworld.pretrain import data as world
@@ -183,7 +184,7 @@ class Stack:
         }  # fmt: skip
         self.pipeline, self.world = sd, world_file(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(self.folders["tokenizer"])
-        self.scheduler = DDPMScheduler.from_pretrained(self.folders["scheduler"])
+        self.scheduler = TemperedDDPMScheduler.from_pretrained(self.folders["scheduler"])
         with no_progress_bars():
             self.text_encoder = CLIPTextModel.from_pretrained(self.folders["text_encoder"], dtype=torch.float32)
             self.unet = UNet2DConditionModel.from_pretrained(self.folders["unet"], torch_dtype=torch.float32)

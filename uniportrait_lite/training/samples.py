@@ -73,10 +73,9 @@ class Samples:
     @cached_property
     def _uniportrait(self) -> UniPortrait:
         with no_progress_bars():  # around the import, too: it advises to install torchvision
-            from diffusers import StableDiffusionPipeline
+            from uniportrait_lite.pipelines import load_pipeline
 
-            pipe = StableDiffusionPipeline.from_pretrained(self.pipeline, dtype=torch.float32)
-        pipe.set_progress_bar_config(disable=True)
+        pipe = load_pipeline(self.pipeline)
         return UniPortrait.attach(pipe.to("cuda" if torch.cuda.is_available() else "cpu"), self.weights)
 
     @property

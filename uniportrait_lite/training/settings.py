@@ -153,7 +153,9 @@ class MultiIDConfig(StageConfig):
     muon_lr: float | None = setting(0.01, "Muon's rate, for all other matrices")
     single_id: str | None = setting(None, "single-ID weights to build on: a folder; none: the profile's uniportrait")
     start_from: str | None = setting(
-        None, "multi-ID weights whose routers to begin with in place of new ones, also beside other single-ID weights"
+        None,
+        "multi-ID weights to go on from: a folder, with the single-ID weights they were trained beside; where "
+        "this run builds on others, its LoRA is moved by what theirs had learned beyond those",
     )
     groups: int = setting(3_000, "how many drawn pictures of two people to train on, and as many of three")
     trios: float = setting(0.4, "share of steps with three people")

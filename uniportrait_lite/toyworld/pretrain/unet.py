@@ -30,6 +30,7 @@ PROMPTS = (
 )
 
 
+TEMPERATURE, SPACING = 0.5, 0.6  # of sampling (pipelines.py): what likeness is best with (docs/experiments.md)
 FROZEN = ("vae/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer.json")
 
 
@@ -89,11 +90,12 @@ def scheduler():
     """DDPM with Stable Diffusion's betas, rescaled to end in pure noise, and v-prediction.
 
     In every step part of the noise is new, so that no step has to live with the errors of those before it: portraits
-    come out more alike than by DDIM, in fewer steps (docs/experiments.md).
+    come out more alike than by DDIM, in fewer steps (docs/experiments.md). The configuration also has what pipelines.py
+    tempers it by.
     """
     from diffusers import DDPMScheduler
 
-    return DDPMScheduler(
+    found = DDPMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -103,6 +105,8 @@ def scheduler():
         clip_sample=False,
         steps_offset=1,  # what Stable Diffusion's pipelines insist on; with this spacing it does nothing
     )
+    found.register_to_config(temperature=TEMPERATURE, spacing=SPACING)
+    return found
 
 
 class Denoise(nn.Module):
