@@ -85,6 +85,8 @@ def test_structure_scale_zero_leaves_intrinsic_features_alone():
     module, ours, other = embedding(), random_features(seed=0), random_features(seed=1)
     same = module(ours.intrinsic, ours.structure, structure_scale=0.0)
     assert torch.equal(same, module(ours.intrinsic, other.structure, structure_scale=0.0))
+    assert torch.equal(same, module(ours.intrinsic, None, structure_scale=0.0))
+    torch.testing.assert_close(same, module(ours.intrinsic, ours.structure, structure_scale=1e-9))
     assert not torch.allclose(same, module(ours.intrinsic, ours.structure, structure_scale=0.5))
     assert not torch.allclose(same, module(other.intrinsic, ours.structure, structure_scale=0.0))
 

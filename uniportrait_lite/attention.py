@@ -73,7 +73,7 @@ class IDConditions(Conditions):
         return row_weight(self.id_scale, self.active, dtype)
 
 
-def _attend(attn: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+def attend(attn: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Multi-head attention of (B, L, inner) on (B, T, inner)."""
     q, k, v = [x.view(*x.shape[:2], attn.heads, -1).transpose(1, 2) for x in (query, key, value)]
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -88,8 +88,8 @@ def _routed(attn: Attention, query: Tensor, key: Tensor, value: Tensor, psi: Ten
     batch, count = query.shape[0], key.shape[1]
     key, value = (x.expand(batch, -1, -1, -1).flatten(0, 1) for x in (key, value))
     if psi is None:
-        return _attend(attn, query, key, value)
-    each = _attend(attn, query.repeat_interleave(count, dim=0), key, value).view(batch, count, *query.shape[1:])
+        return attend(attn, query, key, value)
+    each = attend(attn, query.repeat_interleave(count, dim=0), key, value).view(batch, count, *query.shape[1:])
     return (psi.unsqueeze(-1) * each).sum(dim=1)
 
 
@@ -141,10 +141,10 @@ class IDAttnProcessor(nn.Module):
             attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
         key, value = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
         if identities is None:
-            out = _attend(attn, query, key, value, attention_mask)
+            out = attend(attn, query, key, value, attention_mask)
         else:
             psi = self.psi(hidden_states, identities)
-            out = _attend(attn, query, key, value, attention_mask)
+            out = attend(attn, query, key, value, attention_mask)
             if identities.sentences is not None:
                 out = self.with_sentences(attn, query, out, identities, psi)
             out = out + identities.weight(query.dtype) * self.identity_branch(attn, query, identities, psi)
@@ -178,7 +178,7 @@ class IDAttnProcessor(nn.Module):
     def image_branch(self, attn: Attention, query: Tensor, image_prompt: ImagePrompt) -> Tensor:
         """The attention of the text branch's query (B, L, inner) to the image tokens: see image_prompt.py."""
         key, value = (x.expand(len(query), -1, -1) for x in image_prompt.keys_values[self.name])
-        return _attend(attn, query, key, value)
+        return attend(attn, query, key, value)
 
     def with_sentences(
         self, attn: Attention, query: Tensor, prompt: Tensor, identities: IDConditions, psi: Tensor | None
@@ -207,7 +207,7 @@ class SelfAttnProcessor(AttnProcessor2_0):
         if style is None:
             return super().__call__(attn, hidden_states, *args, **kwargs)
         projections = (project(hidden_states) for project in (attn.to_q, attn.to_k, attn.to_v))
-        out = _attend(attn, *style.share(*projections))
+        out = attend(attn, *style.share(*projections))
         return attn.to_out[1](attn.to_out[0](out))
 
 

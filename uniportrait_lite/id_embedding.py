@@ -138,7 +138,7 @@ class IDEmbedding(nn.Module):
     def forward(
         self,
         intrinsic: Tensor,
-        structure: Tensor,
+        structure: Tensor | None,
         structure_scale: float = 1.0,
         drop: torch.Generator | StructureDrop | None = None,
     ) -> Tensor:
@@ -146,10 +146,11 @@ class IDEmbedding(nn.Module):
 
         Several references of one identity come concatenated along the sequence. `drop` is what training drops of the
         structure branch, or the generator to draw it with (the global one without it); evaluation mode drops nothing.
+        With `structure_scale` 0 nothing is computed of F_s, which may then be None.
         """
         queries = self.queries.expand(intrinsic.shape[0], -1, -1)
         intrinsic = self.intrinsic_mlp(intrinsic)
-        if self.structure_mlp is None:
+        if self.structure_mlp is None or structure_scale == 0:
             structure, drop = None, None
         else:
             drop = self._drop(structure, drop)

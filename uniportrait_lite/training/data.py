@@ -139,6 +139,10 @@ class SceneData:
         rows = self.texts.rows("sentences", scene)[np.arange(len(scene)), drawn["caption"]]  # (B,n,48), left to right
         return torch.from_numpy(np.take_along_axis(rows, order[..., None], axis=1).astype(np.int64))
 
+    def intrinsic(self, faces: np.ndarray) -> np.ndarray:
+        """Stored F_r (B,L_r,C_r) of faces by their numbers (B,)."""
+        return self._stored("intrinsic", faces[:, None])[:, 0]
+
     def _stored(self, name: str, faces: np.ndarray) -> np.ndarray:
         """Stored features (B,n,L,C) of faces by their numbers (B,n)."""
         scenes, places = np.divmod(faces.ravel(), self.per_scene)
