@@ -31,7 +31,7 @@ from uniportrait_lite.toyworld.pretrain import latents as world_latents
 from uniportrait_lite.toyworld.pretrain import unet
 from uniportrait_lite.toyworld.pretrain.unet import scheduler
 from uniportrait_lite.toyworld.tokenizer import build_tokenizer
-from uniportrait_lite.training import head_start, multi_id, network, samples, single_id
+from uniportrait_lite.training import distillation, multi_id, network, samples, single_id
 from uniportrait_lite.training.batches import Batches, GroupBatches
 from uniportrait_lite.training.config import load
 from uniportrait_lite.training.data import SceneData
@@ -417,17 +417,17 @@ def test_weights_to_start_from_are_where_a_run_starts(place):
         assert torch.equal(second.weights()[name], weight.half().float())
 
 
-def test_a_head_start_teaches_id_tokens_what_captions_say_and_nothing_else(place, capsys):
+def test_distillation_teaches_id_tokens_what_captions_say_and_nothing_else(place, capsys):
     def begun(*flags: str) -> tuple[float, dict[str, torch.Tensor], network.SingleID]:
-        config = quick("--muon-lr", "0.01", *flags)
+        config = quick(*flags)
         model, batches = batches_of(config)
         with torch.no_grad():  # a random stack's text attention says next to nothing
             for name, weight in model.unet.named_parameters():
                 weight.mul_(8 if "attn2.to_" in name else 1)
         before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-        return head_start.head_start(model, batches.data, config), before, model
+        return distillation.distil(model, batches.data, config), before, model
 
-    (first, *_), (left, before, model) = begun("--head-start", "10"), begun("--head-start", "120")
+    (first, *_), (left, before, model) = begun("--distil", "10"), begun("--distil", "120")
     assert left < 0.7 * first
     changed = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
     assert any(name.startswith("id_embedding.layers") for name in changed) and any(
@@ -437,21 +437,21 @@ def test_a_head_start_teaches_id_tokens_what_captions_say_and_nothing_else(place
     structure = {name for name in changed if "structure" in name}
     assert all(name.endswith("structure.to_out.weight") for name in structure)  # not learned: without a say
     assert all(not weight.any() for name, weight in model.named_parameters() if name in structure)
-    again, _, same = begun("--head-start", "120")
+    again, _, same = begun("--distil", "120")
     assert again == left
     for name, weight in model.named_parameters():
         assert torch.equal(weight, same.get_parameter(name)), name
 
 
-def test_a_head_start_is_made_once_and_refused_where_it_cannot_be(place, capsys, monkeypatch):
-    flags = ("--head-start", "2", "--run-folder", "run")
+def test_distillation_is_made_once_and_refused_where_it_cannot_be(place, capsys, monkeypatch):
+    flags = ("--distil", "2", "--run-folder", "run")
     single_id.run(quick(*flags, "--steps", "1"))
-    assert "head start: the ID tokens leave" in capsys.readouterr().out
-    monkeypatch.setattr(single_id, "head_start", None)  # it would fail
+    assert "of what captions say of faces is left unsaid" in capsys.readouterr().out
+    monkeypatch.setattr(single_id, "distil", None)  # it would fail
     single_id.run(quick(*flags, "--steps", "2"))
     for wrong, says in (
-        (("--head-start=-1",), "not -1"),
-        (("--head-start", "2", "--intrinsic", "global"), "one vector"),
+        (("--distil=-1",), "not -1"),
+        (("--distil", "2", "--intrinsic", "global"), "one vector"),
     ):
         with pytest.raises(ConfigError, match=says):
             quick(*wrong)

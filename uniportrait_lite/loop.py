@@ -79,12 +79,15 @@ def train(
     *,
     evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,
     evaluate_every: int | None = None,
+    evaluate_first: bool = False,
     no_muon: Callable[[str], bool] = lambda name: False,
     rate: Callable[[str], float] = lambda name: 1.0,
     depends_on: dict[str, Any] | None = None,
     graphs: bool = False,
 ) -> list[dict]:
     """Trains the parameters of `model` that require gradients; returns the log, one dict a line.
+
+    `evaluate(model, step)` is logged after every `evaluate_every` steps, with `evaluate_first` before the first, too.
 
     `batch(step, generator)` makes the step's data on the CPU, drawing from that generator alone, so that `workers` may
     make it ahead: a tensor, or what has a `to(device)`, or a list, tuple or dict of these. `loss(model, batch)` gets it
@@ -109,7 +112,7 @@ def train(
         run.resume()
         ahead = _ahead(config, batch, run.step, accelerator)
         try:
-            _steps(run, accelerator, wrapped, model, ahead, loss, evaluate, evaluate_every, graphs)
+            _steps(run, accelerator, wrapped, model, ahead, loss, evaluate, evaluate_every, evaluate_first, graphs)
         finally:
             ahead.close()
     finally:
@@ -118,7 +121,7 @@ def train(
     return run.history
 
 
-def _steps(run, accelerator, wrapped, model, ahead, loss, evaluate, evaluate_every, graphs) -> None:
+def _steps(run, accelerator, wrapped, model, ahead, loss, evaluate, evaluate_every, evaluate_first, graphs) -> None:
     config, device = run.config, accelerator.device
 
     def compute(data: Any) -> dict[str, torch.Tensor]:
@@ -127,10 +130,17 @@ def _steps(run, accelerator, wrapped, model, ahead, loss, evaluate, evaluate_eve
         accelerator.backward(values["loss"])
         return {name: value.detach() for name, value in values.items()}
 
+    def look() -> None:
+        with run.averaged(), torch.compiler.set_stance("force_eager"):
+            model.eval()
+            run.log(evaluate(model, run.step), always=True)
+
     update = partial(run.update, accelerator)
     if graphs:
         recorder, trained = Recorder(), list(run.trained.values())
         compute, update = Passes(recorder, compute, trained), Updates(recorder, update, trained)
+    if evaluate and evaluate_first and run.step == 0 and accelerator.is_main_process:
+        look()
     while (progress := run.progress()) < 1:
         run.set_rates(progress)
         started = time.perf_counter()
@@ -145,9 +155,7 @@ def _steps(run, accelerator, wrapped, model, ahead, loss, evaluate, evaluate_eve
         run.log({"waiting": (made - started) / (time.perf_counter() - started)})
         if evaluate and evaluate_every and run.step % evaluate_every == 0 and accelerator.is_main_process:
             run.read()  # before anything is made of the weights
-            with run.averaged(), torch.compiler.set_stance("force_eager"):
-                model.eval()
-                run.log(evaluate(model, run.step), always=True)
+            look()
         run.checkpoint(force=False)
     run.log({}, last=True)
     run.checkpoint(force=True)

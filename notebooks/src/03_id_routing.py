@@ -824,9 +824,9 @@ print("and the three are not worse than before:", counted[1].distinct >= counted
 #
 # So we give the routers a head start, an addition of ours. For the first part of the steps everyone keeps to a
 # **column** of the picture, the first one to the left. From then on the routers decide, and now there is something to
-# recognise. Here the first part is half of the steps (`columns=0.5`), so that the routers have something left to do.
-# The default of these weights is 0.8, which brings more, and leaves them one step of eight. `columns=0` is the paper's
-# way.
+# recognise. Here the first part lasts until half of the noise is gone (`columns=0.5`: three of eight steps, as they
+# become smaller), so that the routers have something left to do. The default of these weights is 0.8, which brings
+# more, and leaves them two steps of eight. `columns=0` is the paper's way.
 
 # %%
 with progress("3 pictures, and 3 people, with a head start"):

@@ -33,7 +33,7 @@ from uniportrait_lite.training.store import digest
 
 STEPS = 8  # of denoising: more bring nothing (docs/experiments.md)
 GUIDANCE = 3.0  # chosen on people outside the evaluations, as the steps (docs/experiments.md)
-COLUMNS = 0.9  # of the denoising: until then each of several people keeps to a column (docs/experiments.md)
+COLUMNS = 0.8  # of the denoising: until then each of several people keeps to a column (docs/experiments.md)
 
 
 class SingleID(nn.Module):

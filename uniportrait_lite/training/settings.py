@@ -131,7 +131,7 @@ class SingleIDConfig(StageConfig):
     """The settings of a run of the single-ID stage."""
 
     start_from: str | None = setting(None, "weights to begin with in place of new ones: a folder")
-    head_start: int = setting(
+    distil: int = setting(
         0,
         "steps in which ID tokens first learn to say of faces what captions say, without the U-Net: in a minute what "
         "the run itself would take several for (our addition)",
@@ -147,10 +147,10 @@ class SingleIDConfig(StageConfig):
 
     def __post_init__(self):
         changed = {"global": self.intrinsic == "global", "no_structure": not self.structure, "no_drop": not self.drop}
-        if self.head_start < 0:
-            raise ConfigError(f"head_start is a number of steps, 0 for none, not {self.head_start}")
-        if self.head_start and self.intrinsic == "global":
-            raise ConfigError("head_start reads the map F_r, intrinsic=global one vector: give one of them")
+        if self.distil < 0:
+            raise ConfigError(f"distil is a number of steps, 0 for none, not {self.distil}")
+        if self.distil and self.intrinsic == "global":
+            raise ConfigError("distil reads the map F_r, intrinsic=global one vector: give one of them")
         self._check("single_id", changed, (), ("portraits", "lora_rank"))
 
 

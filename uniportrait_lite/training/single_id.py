@@ -1,6 +1,7 @@
 """The single-ID stage: trains the ID embedding, the ID keys and values and the LoRA on portraits of one person each."""
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from uniportrait_lite.toyworld.pretrain.record import write_json
 from uniportrait_lite.training.batches import Batches
 from uniportrait_lite.training.config import keep_settings, load
 from uniportrait_lite.training.data import Batch, SceneData
-from uniportrait_lite.training.head_start import head_start
+from uniportrait_lite.training.distillation import distil
 from uniportrait_lite.training.network import SingleID, Stack, method_config, save
 from uniportrait_lite.training.samples import Samples
 from uniportrait_lite.training.settings import SINGLE_ID, SINGLE_ID_EPILOG, SingleIDConfig
@@ -70,15 +71,17 @@ def run(config: SingleIDConfig) -> list[dict]:
         save(weights_folder, module, stack)
         return {**validation(module), **samples(Path(config.run_folder) / "samples" / f"{step:06d}.png")}
 
-    if config.head_start and not (Path(config.run_folder) / "checkpoint.pt").exists():
-        share = head_start(model, data, config)
-        print(f"head start: the ID tokens leave {share:.2f} of what captions say of faces unsaid", flush=True)
+    if config.distil and not (Path(config.run_folder) / "checkpoint.pt").exists():
+        started, left = time.perf_counter(), distil(model, data, config)
+        seconds = time.perf_counter() - started
+        print(f"distilled: {left:.2f} of what captions say of faces is left unsaid, {seconds:.0f} s", flush=True)
     if config.measure_cache and state.is_main_process:
         found = measure_cache(model, batches)
         print("what the cache brings, in seconds a step:", found, flush=True)
         write_json(Path(config.run_folder) / "cache.json", found)
     history = train(
         config.loop(), model, batches, loss, evaluate=evaluate, evaluate_every=config.samples_every,
+        evaluate_first=config.distil > 0,  # what it brought
         no_muon=lambda name: "lora_" in name or name.endswith("queries"), graphs=config.graphs,
     )  # fmt: skip
     if state.is_main_process:

@@ -1,4 +1,4 @@
-"""A head start for the ID tokens: they learn to tell the U-Net of a face what words would (ours, not the paper's).
+"""Distillation of words into ID tokens: they learn to tell the U-Net of a face what a caption would (our addition).
 
 A base model knows words for faces. Where a caption goes on to describe the face, the text attention's answer to a
 location's question changes, and that change is what the ID attention, which is added to it, should answer from F_r
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from uniportrait_lite.attention import IDConditions, attend
+from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.muon import Muon
 from uniportrait_lite.toyworld.pretrain.noisy import draw_timesteps
 from uniportrait_lite.training.data import SceneData, tokenize
@@ -31,10 +32,11 @@ SILENT = 1e-3  # a layer whose text attention changes by less (its variance) has
 Answers = tuple[Tensor, Tensor]  # of a layer: questions, and by how much the answer to each changes
 
 
-def head_start(model: SingleID, data: SceneData, config: SingleIDConfig) -> float:
-    """Trains the ID embedding and the ID keys and values for `config.head_start` steps, in place.
+def distil(model: SingleID, data: SceneData, config: SingleIDConfig) -> float:
+    """Trains the ID embedding and the ID keys and values for `config.distil` steps, in place.
 
-    Returns the mean error of the last tenth of them, as a share of what answering nothing would have.
+    Returns the mean error of the last tenth of them, as a share of what answering nothing would have. Raises
+    `ConfigError` where the text attention of no layer minds what a caption says of a face.
     """
     generator = torch.Generator().manual_seed(config.seed)
     for layer in model.id_embedding.layers if model.id_embedding.config.structure else ():
@@ -42,14 +44,16 @@ def head_start(model: SingleID, data: SceneData, config: SingleIDConfig) -> floa
     answers = _record(model, data, generator)
     scales = {layer: change.float().var() for layer, (_, change) in answers.items()}
     answers = {layer: answer for layer, answer in answers.items() if scales[layer] > SILENT}
+    if not answers:
+        raise ConfigError("distil: to this base model words for faces mean nothing, so none can be learned from them")
     layers = [(layer, model.unet.get_submodule(layer.name), *answers[layer.name], scales[layer.name])
               for layer in model.id_attention.values() if layer.name in answers]  # fmt: skip
     intrinsic = torch.from_numpy(data.intrinsic(np.arange(len(data))))
-    optimisers, device, errors = _optimisers(model, config), next(model.id_embedding.parameters()).device, []
+    optimisers, device, errors = _optimisers(model), next(model.id_embedding.parameters()).device, []
     model.train()
-    for step in tqdm(range(config.head_start), desc="head start", unit="step"):
+    for step in tqdm(range(config.distil), desc="distilling", unit="step"):
         for optimiser, rate in optimisers:
-            optimiser.param_groups[0]["lr"] = rate * min(1, (step + 1) / 20, (1 - step / config.head_start) / 0.8)
+            optimiser.param_groups[0]["lr"] = rate * min(1, (step + 1) / 20, (1 - step / config.distil) / 0.8)
         faces = torch.randint(len(data), (BATCH,), generator=generator)
         tokens = model.id_embedding(intrinsic[faces].to(device).float(), None, structure_scale=0)
         given, error = IDConditions(tokens.unsqueeze(1)), 0
@@ -65,13 +69,12 @@ def head_start(model: SingleID, data: SceneData, config: SingleIDConfig) -> floa
     return float(np.mean(errors[-max(1, len(errors) // 10) :]))
 
 
-def _optimisers(model: SingleID, config: SingleIDConfig) -> list[tuple[torch.optim.Optimizer, float]]:
+def _optimisers(model: SingleID) -> list[tuple[torch.optim.Optimizer, float]]:
+    """Muon for matrices, AdamW for the rest, each with its highest rate."""
     named = [*model.id_embedding.named_parameters(), *model.id_attention.named_parameters()]
     matrices = [p for name, p in named if p.ndim > 1 and name != "queries"]
     others = [p for name, p in named if p.ndim == 1 or name == "queries"]
-    if config.muon_lr is None:
-        return [(torch.optim.AdamW([*matrices, *others]), config.lr)]
-    return [(Muon(matrices, lr=config.muon_lr), config.muon_lr), (torch.optim.AdamW(others), config.lr)]
+    return [(Muon(matrices, lr=0.01), 0.01), (torch.optim.AdamW(others, lr=1e-3), 1e-3)]
 
 
 @torch.no_grad()
