@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, SchedulerMixin, StableDiffusionPipeline
+from diffusers import DDPMScheduler, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
 from uniportrait_lite.errors import ConfigError, WeightsError
 from uniportrait_lite.quiet import no_progress_bars
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 OWN = ("temperature", "spacing")  # what the configuration of a `TemperedDDPMScheduler` has beside diffusers' own
 
@@ -88,7 +92,9 @@ def load_pipeline(folder: str | Path, dtype: torch.dtype = torch.float32) -> Sta
     if not (folder / "model_index.json").is_file():
         raise WeightsError(f"{folder} holds no pipeline (model_index.json): fetch or train the tiny stack again")
     try:
-        with no_progress_bars():
+        with no_progress_bars():  # around the import, too: it advises to install torchvision
+            from diffusers import StableDiffusionPipeline
+
             own = {"scheduler": scheduler} if (scheduler := _scheduler(folder)) else {}
             pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=dtype, **own)
     except (OSError, ValueError, RuntimeError) as error:
