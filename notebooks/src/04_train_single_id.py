@@ -37,7 +37,6 @@ from uniportrait_lite.toyworld.pretrain.noisy import draw_timesteps
 from uniportrait_lite.training import network, single_id
 from uniportrait_lite.training.batches import Batches
 from uniportrait_lite.training.data import SceneData
-from uniportrait_lite.training.distillation import distil
 from uniportrait_lite.training.samples import Samples
 from uniportrait_lite.training.store import digest
 
@@ -574,12 +573,8 @@ print("untrained weights reach less than a quarter of the shipped ones:", untrai
 # place of words. One pass of the U-Net over the 2,000 noised portraits records some $Q$ and $\Delta$ of each layer;
 # then the ID embedding and the ID keys and values learn $\Delta$ by regression, without the U-Net, some ten steps in a
 # second. So words are **distilled** into ID tokens. It is our addition, and needs captions that describe faces. The
-# diffusion loss takes over from there, and has all to add that words do not say.
-
-# %%
-show_source(distil)
-
-# %% [markdown]
+# diffusion loss takes over from there, and has all to add that words do not say. (`training/distillation.py`)
+#
 # Now train. The settings below are the package's, but for what suits a few minutes: 1,600 steps of distillation, then
 # 160 of the paper's training, of 2,000 portraits, 16 in a batch; hardly a warm-up, a shorter average, coarse timesteps.
 #
