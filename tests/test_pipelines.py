@@ -48,11 +48,14 @@ def test_the_spacing_puts_more_of_the_steps_where_little_noise_is_left():
     assert scheduler.timesteps.tolist() == [round(999 * (1 - (i / 8) ** 0.6)) for i in range(8)]
     scheduler.set_timesteps(timesteps=[900, 100])
     assert scheduler.timesteps.tolist() == [900, 100]
-    for steps in (1, 50, 1000):
+    for steps in (1, 50, 999):
         scheduler.set_timesteps(steps)
         timesteps = scheduler.timesteps.tolist()
         assert timesteps[0] == 999 and timesteps == sorted(set(timesteps), reverse=True) and len(timesteps) <= steps
+        assert scheduler.num_inference_steps == len(timesteps)
         walk(scheduler, steps)
+    with pytest.raises(ValueError, match="cannot be larger"):
+        scheduler.set_timesteps(5000)
 
 
 @pytest.mark.parametrize("own", [{"temperature": 1.5}, {"temperature": -0.1}, {"spacing": 0.0}, {"spacing": 2.0}])

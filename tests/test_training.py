@@ -443,14 +443,27 @@ def test_distillation_teaches_id_tokens_what_captions_say_and_nothing_else(place
         assert torch.equal(weight, same.get_parameter(name)), name
 
 
+def test_distillation_needs_words_for_faces(place, monkeypatch):
+    config = quick("--distil", "2")
+    model, batches = batches_of(config)
+    monkeypatch.setattr(distillation, "SILENT", 1e9)
+    with pytest.raises(ConfigError, match="words for faces mean nothing"):
+        distillation.distil(model, batches.data, config)
+
+
 def test_distillation_is_made_once_and_refused_where_it_cannot_be(place, capsys, monkeypatch):
     flags = ("--distil", "2", "--run-folder", "run")
     single_id.run(quick(*flags, "--steps", "1"))
-    assert "of what captions say of faces is left unsaid" in capsys.readouterr().out
+    assert "of what captions say of these faces unsaid" in capsys.readouterr().out
     monkeypatch.setattr(single_id, "distil", None)  # it would fail
     single_id.run(quick(*flags, "--steps", "2"))
+    log = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert [("unseen_face" in line, line["step"]) for line in log] == [(True, 0), (False, 1), (False, 2)]
+    single_id.run(quick("--run-folder", "plain", "--steps", "1"))
+    assert [json.loads(line)["step"] for line in Path("plain/log.jsonl").read_text().splitlines()] == [1]
     for wrong, says in (
         (("--distil=-1",), "not -1"),
+        (("--distil", "2", "--start-from", "begin"), "new weights"),
         (("--distil", "2", "--intrinsic", "global"), "one vector"),
     ):
         with pytest.raises(ConfigError, match=says):

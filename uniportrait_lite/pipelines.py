@@ -26,7 +26,9 @@ class TemperedDDPMScheduler(DDPMScheduler):
 
     `temperature` is the share of the new noise (its deviation) that a step adds: below 1 pictures keep closer to what
     is likely, more alike and less varied. Of n steps of T timesteps step i is at (T-1) (1 - (i/n)^spacing): below 1
-    more of them are where little noise is left. With both 1 it is DDPM. Raises `ConfigError` for values that cannot be.
+    more of them are where little noise is left; many of them may fall together, and are made once. With both 1 it is
+    DDPM, with diffusers' "trailing" timesteps and the small fixed variance, unclipped, whatever a configuration says of
+    these. Raises `ConfigError` for values that cannot be.
     """
 
     @register_to_config
@@ -60,11 +62,14 @@ class TemperedDDPMScheduler(DDPMScheduler):
         timesteps: list[int] | None = None,
     ) -> None:
         """As diffusers', for a number of steps with this scheduler's spacing."""
-        if timesteps is None and self.config.spacing != 1:
-            left = 1 - (np.arange(num_inference_steps) / num_inference_steps) ** self.config.spacing
-            found = np.round((self.config.num_train_timesteps - 1) * left).astype(int)
-            num_inference_steps, timesteps = None, np.unique(found)[::-1].tolist()  # many steps fall together: once
+        steps, last = num_inference_steps, self.config.num_train_timesteps - 1
+        spaced = timesteps is None and self.config.spacing != 1 and 0 < steps <= last  # else diffusers, or its errors
+        if spaced:
+            found = np.round(last * (1 - (np.arange(steps) / steps) ** self.config.spacing)).astype(int)
+            num_inference_steps, timesteps = None, np.unique(found)[::-1].tolist()
         super().set_timesteps(num_inference_steps, device, timesteps)
+        if spaced:
+            self.num_inference_steps = len(self.timesteps)
 
     def _get_variance(self, *args, **kwargs) -> torch.Tensor:
         return self.config.temperature**2 * super()._get_variance(*args, **kwargs)
@@ -97,7 +102,9 @@ def load_pipeline(folder: str | Path, dtype: torch.dtype = torch.float32) -> Sta
 
             own = {"scheduler": scheduler} if (scheduler := _scheduler(folder)) else {}
             pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=dtype, **own)
-    except (OSError, ValueError, RuntimeError) as error:
+    except ConfigError:  # of the scheduler, which says what is wrong
+        raise
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise WeightsError(f"{folder} is damaged or incomplete ({error}): fetch it again") from error
     pipe.set_progress_bar_config(disable=True)  # a picture takes a second or two
     return pipe

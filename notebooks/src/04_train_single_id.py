@@ -597,8 +597,10 @@ marks = {"similarity of unseen people": goal}
 
 
 def plot(log):
-    """The run so far, after what the untrained weights can."""
-    return viz.curves([{"step": 0, **untrained}, *log], steps, panels, marks)
+    """The run so far, after what the untrained weights can (drawn 20 steps before words are distilled)."""
+    drawing = viz.curves([{"step": -20, **untrained}, *log], steps, panels, marks)
+    drawing.axes[1].set_xlim(-22, 1.03 * steps)
+    return drawing
 
 
 log = watch(command, run_folder, plot, "Curves: the loss inside faces falls, the similarity to the own reference rises")
@@ -673,26 +675,21 @@ viz.show([folder / "cleo.png", by_mine, by_shipped], ["a reference", "this run's
 #     python -m uniportrait_lite train single_id --start-from data/tiny/uniportrait --steps none --hours 1 \
 #         --run-folder runs/mine --out runs/mine/weights
 #
-# Their record lies beside them. Both losses inside faces (which do not compare: coarse timesteps have larger errors
-# than fine ones), and what that bought:
+# Their record lies beside them. What all that bought:
 
 # %%
 recipe = json.loads((tiny / "uniportrait" / "single_id.recipe.json").read_text())
 earlier = sum(run["steps"] for run in recipe["before"])
-drawing, (left, right) = viz.axes(2, height=2.3)
-for line, color, label, start in ((log, "#d96b5f", "this run", 0), (recipe["curve"], "#444444", "shipped", earlier)):
-    points = [(start + entry["step"], entry["face"]) for entry in line if "face" in entry]
-    left.plot(*zip(*points, strict=True), color=color, label=label, lw=0.9)
-left.set(xlabel="step", title="training loss inside faces")
-left.legend(fontsize=7, frameon=False)
-found = [untrained["facesim"], similarity[steps], shipped["facesim"]]
-right.bar(["untrained", "this run", "shipped"], found, color=["#cccccc", "#d96b5f", "#444444"])
-for k, value in enumerate(found):
-    right.text(k, max(value, 0) + 0.01, f"{value:.2f}", ha="center", fontsize=8)
-right.set(
-    ylim=(min(0, *found) - 0.02, 1.25 * max(found)), title=f"similarity; shipped: {earlier + recipe['steps']:,} steps"
-)
-viz.plot(drawing, "Curves: the losses of this run and of the last run of the shipped weights; bars: similarities")
+drawing, axis = viz.axes(height=2.2)
+found = {
+    "untrained": untrained["facesim"], "words distilled": similarity[0], f"and {steps} steps": similarity[steps],
+    f"shipped, {earlier + recipe['steps']:,} steps": shipped["facesim"],
+}  # fmt: skip
+axis.bar(list(found), found.values(), color=["#cccccc", "#e8b5ae", "#d96b5f", "#444444"])
+for k, value in enumerate(found.values()):
+    axis.text(k, max(value, 0) + 0.01, f"{value:.2f}", ha="center", fontsize=8)
+axis.set(ylim=(min(0, *found.values()) - 0.02, 1.25 * max(found.values())), title="similarity of unseen people")
+viz.plot(drawing, "Bars: the similarity of unseen people with each of these weights")
 print("the shipped weights had more than ten times the steps:", earlier + recipe["steps"] > 10 * steps)
 
 # %% [markdown]

@@ -72,11 +72,12 @@ def inpaint(
     `mask`: an array or a picture of the picture's shape, white (or True) where something new belongs: see `face_mask`
     and `clothes_mask`. In every step what lies outside is put back, noised as the step has it, as diffusers' own
     inpainting does for U-Nets without inputs for a mask; that pipeline takes latents of four channels only, this those
-    of any autoencoder. `strength`: how much noise is put on what lies inside, 1 forgets it. `columns` are those of the
-    whole picture (see `UniPortrait.using`), none by default, as the mask may lie anywhere in it. At the end the
-    picture's own pixels are laid around what was drawn, blended over `feather` pixels within the mask, so that outside
-    of it nothing changes at all. `height`: the picture is drawn so high, and what was drawn is scaled to the picture's
-    size; the model's own height where not given, as larger ones hold more than one face of the size that it knows.
+    of any autoencoder. `strength`: the last share of the steps, which are drawn, from as much noise as there is then; 1
+    forgets what lies inside. `columns` are those of the whole picture (see `UniPortrait.using`), none by default, as
+    the mask may lie anywhere in it. At the end the picture's own pixels are laid around what was drawn, blended over
+    `feather` pixels within the mask, so that outside of it nothing changes at all. `height`: the picture is drawn so
+    high, and what was drawn is scaled to the picture's size; the model's own height where not given, as larger ones
+    hold more than one face of the size that it knows.
     Raises `ConfigError` for a mask that is empty or of another shape, `PictureError`.
     """
     image = read_picture(picture)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionImg2ImgPipeline
+from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionImg2ImgPipeline
 from PIL import Image
 from tqdm import tqdm
 
@@ -15,6 +15,7 @@ from uniportrait_lite.evaluation.portraits import Wish, pipeline, without_identi
 from uniportrait_lite.evaluation.report import sheet, verdicts
 from uniportrait_lite.evaluation.stack_parts import Figure, Lab, arrays
 from uniportrait_lite.pictures import save_picture
+from uniportrait_lite.pipelines import untempered
 from uniportrait_lite.toyworld import Scene, captions
 from uniportrait_lite.toyworld.factors import IDENTITY, SCENE
 from uniportrait_lite.toyworld.pretrain.reader import CHOICES, shows
@@ -30,6 +31,7 @@ def noise(lab: Lab) -> list[Figure]:
     Says in which part of denoising what is decided, and how well the model does that part.
     """
     pipe = StableDiffusionImg2ImgPipeline.from_pipe(pipeline(lab.folder / "sd"))
+    pipe.scheduler = DDPMScheduler.from_config(untempered(pipe.scheduler.config))  # steps of one size: shares of noise
     people = lab.people(9400, lab.count(60))
     bare = {"style": "photo", "hat": "none", "glasses": "none"}
     scenes = [lab.world.portrait(p, lab.scene_seed(n, 4), **bare) for n, p in enumerate(people)]

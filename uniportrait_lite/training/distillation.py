@@ -2,8 +2,8 @@
 
 A base model knows words for faces. Where a caption goes on to describe the face, the text attention's answer to a
 location's question changes, and that change is what the ID attention, which is added to it, should answer from F_r
-alone. So questions and changes are recorded once, in one pass of the U-Net, and learned without it: some hundred steps
-take a minute, after which the diffusion loss need not find out from noise what a face is.
+alone. So questions and changes are recorded once, in one pass of the U-Net, and learned without it, after which
+the diffusion loss need not find out from noise what a face is (docs/experiments.md has how far and how long).
 """
 
 from collections.abc import Iterator
@@ -25,6 +25,7 @@ from uniportrait_lite.training.network import SingleID
 from uniportrait_lite.training.settings import SingleIDConfig
 
 PLACES = 32  # locations of each picture whose questions are kept, of each layer
+PICTURES = 4000  # of the training's, at most: more take minutes to record (2,000 had done as well)
 CHUNK = 50  # pictures in a pass
 BATCH = 24  # faces in a step
 SILENT = 1e-3  # a layer whose text attention changes by less (its variance) has nothing to teach
@@ -41,20 +42,22 @@ def distil(model: SingleID, data: SceneData, config: SingleIDConfig) -> float:
     generator = torch.Generator().manual_seed(config.seed)
     for layer in model.id_embedding.layers if model.id_embedding.config.structure else ():
         nn.init.zeros_(layer.structure.to_out.weight)  # not learned here, so without a say in the beginning
-    answers = _record(model, data, generator)
+    count = min(len(data), PICTURES)
+    with torch.compiler.set_stance("force_eager"):
+        answers = _record(model, data, count, generator)
     scales = {layer: change.float().var() for layer, (_, change) in answers.items()}
     answers = {layer: answer for layer, answer in answers.items() if scales[layer] > SILENT}
     if not answers:
         raise ConfigError("distil: to this base model words for faces mean nothing, so none can be learned from them")
     layers = [(layer, model.unet.get_submodule(layer.name), *answers[layer.name], scales[layer.name])
               for layer in model.id_attention.values() if layer.name in answers]  # fmt: skip
-    intrinsic = torch.from_numpy(data.intrinsic(np.arange(len(data))))
+    intrinsic = torch.from_numpy(data.intrinsic(np.arange(count)))
     optimisers, device, errors = _optimisers(model), next(model.id_embedding.parameters()).device, []
     model.train()
     for step in tqdm(range(config.distil), desc="distilling", unit="step"):
         for optimiser, rate in optimisers:
             optimiser.param_groups[0]["lr"] = rate * min(1, (step + 1) / 20, (1 - step / config.distil) / 0.8)
-        faces = torch.randint(len(data), (BATCH,), generator=generator)
+        faces = torch.randint(count, (BATCH,), generator=generator)
         tokens = model.id_embedding(intrinsic[faces].to(device).float(), None, structure_scale=0)
         given, error = IDConditions(tokens.unsqueeze(1)), 0
         for layer, attention, questions, changes, scale in layers:
@@ -78,12 +81,12 @@ def _optimisers(model: SingleID) -> list[tuple[torch.optim.Optimizer, float]]:
 
 
 @torch.no_grad()
-def _record(model: SingleID, data: SceneData, generator: torch.Generator) -> dict[str, Answers]:
+def _record(model: SingleID, data: SceneData, count: int, generator: torch.Generator) -> dict[str, Answers]:
     """By layer: questions (S, P, inner) of locations of S noised pictures, and by how much the text attention's answer
     to each changes, when the caption describes the face."""
     device, found = next(model.unet.parameters()).device, {}
-    for start in tqdm(range(0, len(data), CHUNK), desc="recording what words say", unit="chunk"):
-        scenes = np.arange(start, min(start + CHUNK, len(data)))
+    for start in tqdm(range(0, count, CHUNK), desc="recording what words say", unit="chunk"):
+        scenes = np.arange(start, min(start + CHUNK, count))
         clean = torch.from_numpy(data.latents[scenes].astype(np.float32))
         timesteps = draw_timesteps(len(scenes), generator, "coarse", model.scheduler.config.num_train_timesteps)
         noisy = model.scheduler.add_noise(clean, torch.randn(clean.shape, generator=generator), timesteps)

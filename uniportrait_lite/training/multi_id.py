@@ -29,7 +29,7 @@ def build(config: MultiIDConfig, stack: Stack, method: UniPortraitConfig, tensor
     """The network to train: routers, around single-ID weights as `checkpoints.load` reads them.
 
     The routers are drawn from the seed, or are those of `start_from`; the LoRA begins as the single-ID weights', with
-    `start_from` moved by what the one there had learned beyond the single-ID weights beside it.
+    `start_from` moved by what the one there, if it has their rank, had learned beyond the single-ID weights beside it.
     """
     torch.manual_seed(config.seed)
     model = MultiID(
@@ -41,9 +41,9 @@ def build(config: MultiIDConfig, stack: Stack, method: UniPortraitConfig, tensor
         if trained is None:
             raise WeightsError(f"{config.start_from} holds no multi-ID weights: give a folder with {checkpoints.MULTI}")
         before, theirs = checkpoints.load(config.start_from)[1], dict(trained)
-        for name in theirs.keys() & before.keys() & tensors.keys():  # the LoRA's
-            if theirs[name].shape == before[name].shape == tensors[name].shape:  # else `fill` says so
-                theirs[name] = theirs[name] + (tensors[name] - before[name])
+        for name in theirs.keys() & tensors.keys():  # the LoRA's
+            same = theirs[name].shape == tensors[name].shape  # one of another rank begins as the single-ID weights'
+            theirs[name] = theirs[name] + (tensors[name] - before[name]) if same else tensors[name]
         checkpoints.fill(model.weights(), theirs, origin=config.start_from)
     return model
 

@@ -133,8 +133,8 @@ class SingleIDConfig(StageConfig):
     start_from: str | None = setting(None, "weights to begin with in place of new ones: a folder")
     distil: int = setting(
         0,
-        "steps in which ID tokens first learn to say of faces what captions say, without the U-Net: in a minute what "
-        "the run itself would take several for (our addition)",
+        "steps in which new ID tokens first learn to say of faces what captions say, without the U-Net: some minutes, "
+        "in which a short run gets further than by itself (our addition)",
     )
     portraits: int = setting(16_000, "how many drawn portraits to train on, of 4,000 people in turn")
     lora_rank: int = setting(16, "rank of the LoRA (paper: 128, on a wider U-Net)")
@@ -149,6 +149,8 @@ class SingleIDConfig(StageConfig):
         changed = {"global": self.intrinsic == "global", "no_structure": not self.structure, "no_drop": not self.drop}
         if self.distil < 0:
             raise ConfigError(f"distil is a number of steps, 0 for none, not {self.distil}")
+        if self.distil and self.start_from:
+            raise ConfigError("distil is for new weights, and start_from would lose what it has: give one of them")
         if self.distil and self.intrinsic == "global":
             raise ConfigError("distil reads the map F_r, intrinsic=global one vector: give one of them")
         self._check("single_id", changed, (), ("portraits", "lora_rank"))

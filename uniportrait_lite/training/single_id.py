@@ -73,8 +73,9 @@ def run(config: SingleIDConfig) -> list[dict]:
 
     if config.distil and not (Path(config.run_folder) / "checkpoint.pt").exists():
         started, left = time.perf_counter(), distil(model, data, config)
-        seconds = time.perf_counter() - started
-        print(f"distilled: {left:.2f} of what captions say of faces is left unsaid, {seconds:.0f} s", flush=True)
+        if state.is_main_process:
+            seconds = time.perf_counter() - started
+            print(f"distilled: ID tokens leave {left:.2f} of what captions say of these faces unsaid, {seconds:.0f} s")
     if config.measure_cache and state.is_main_process:
         found = measure_cache(model, batches)
         print("what the cache brings, in seconds a step:", found, flush=True)
