@@ -585,7 +585,7 @@ print("untrained weights reach less than a quarter of the shipped ones:", untrai
 
 # %%
 steps = 160
-flags = f"--distil 1600 --portraits 2000 --batch 16 --steps {steps} --samples-every {steps // 2} --muon-lr 0.003 "
+flags = f"--distil 1600 --portraits 2000 --batch 16 --steps {steps} --samples-every {steps} --muon-lr 0.003 "
 flags += "--warmup 10 --cooldown 0.9 --ema 0.98 --timesteps coarse"
 command = ["train", "single_id", *flags.split(), "--run-folder", run_folder, "--out", run_folder / "weights"]
 panels = {
