@@ -504,13 +504,13 @@ print("the loss falls:", np.mean(losses[-5:]) < np.mean(losses[:5]), "  of the f
 # %% [markdown] exercise="averaged" level="easy" minutes=5 teaches="averaging weights over a training"
 # ### The average
 #
-# Weights that take large steps wander around the place they look for. So what is kept in the end is not the last step's
-# weights but a running **average** of all (EMA):
+# With large steps, weights wander around the best place. So what is kept is not the weights $\theta_k$ after the last
+# step $k$ but a running **average** $\bar\theta_k$ (exponential moving average, EMA), which forgets the first fast:
 #
 # $$\bar\theta_k = d_k\, \bar\theta_{k-1} + (1 - d_k)\, \theta_k, \qquad d_k = \min\!\Big(d, \frac{1 + k}{10 + k}\Big)$$
 #
-# Write `averaged(average, weights, decay, step)`: tensors of one shape, $d$ and $k$ from the formula. Return the new
-# average as a new tensor, and leave both as they are.
+# Write `averaged(average, weights, decay, step)`: $\bar\theta_{k-1}$ and $\theta_k$, tensors of one shape, then $d$ and
+# $k$. Return $\bar\theta_k$ as a new tensor, and do not change the two given.
 #
 # **Hint.** The smaller of the two decays, `min(...)`. It is what the *average* keeps.
 
@@ -532,7 +532,7 @@ checks.averaged(averaged)
 # `uniportrait_lite/loop.py` is your loop with what a long run needs: checkpoints, a log, an average, mixed precision,
 # several processes; a rate that rises over the first steps and falls to zero over the last ones; and for matrices
 # [Muon](https://kellerjordan.github.io/posts/muon/) in place of AdamW, which learns several times as fast here (our
-# choice). The stage adds the data, your loss, and now and then **samples**: portraits of eight people of no training,
+# choice). The stage adds the data, your loss, and now and then **samples**: portraits of eight people outside training,
 # each from one reference and by three prompts, and the judge's similarity of portrait and reference.
 #
 # First the two ends of the scale: the untrained weights of part 4, and those that this project ships. (Twenty seconds,
@@ -558,30 +558,33 @@ assert shipped["facesim"] > shipped["facesim_others"]  # portraits are more alik
 print("untrained weights reach less than a quarter of the shipped ones:", untrained["facesim"] < shipped["facesim"] / 4)
 
 # %% [markdown]
-# Four minutes are little: the paper makes 300,000 steps of 128 portraits, and in four minutes there is time for 700 of
-# 16. From untrained weights these reach about two fifths of what the shipped ones do (`docs/experiments.md`). For most
-# of that time the loss, through all its noise, only has to find out what a face is.
+# Four minutes are little: the paper makes 300,000 steps of 128 portraits. With the diffusion loss alone, 700 steps of
+# 16 already take longer, and reach about two fifths of what the shipped weights do (`docs/experiments.md`). Most of
+# that time goes into learning, from a noisy loss, to tell the U-Net anything about a face at all.
 #
 # But the base model knows faces: by words. Where a caption goes on to describe the face, the *text* attention answers
-# a location's question $Q$ differently, by
+# a position's question $Q$ differently, by
 #
-# $$\Delta = \mathrm{Attn}(Q,\, W_K T_\text{full},\, W_V T_\text{full})
-#           - \mathrm{Attn}(Q,\, W_K T_\text{scene},\, W_V T_\text{scene}),$$
+# $$\Delta = \mathrm{Attn}(Q,\, W_k T_\text{full},\, W_v T_\text{full})
+#           - \mathrm{Attn}(Q,\, W_k T_\text{scene},\, W_v T_\text{scene}),$$
 #
 # with the words $T$ of a caption that tells all and of one that says nothing of the face. The ID attention is added to
 # the text attention ([02_id_embedding](02_id_embedding.ipynb)), so $\Delta$ is what it should answer, from $F_r$ in
-# place of words. One pass of the U-Net over the 2,000 noised portraits records some $Q$ and $\Delta$ of each layer;
-# then the ID embedding and the ID keys and values learn $\Delta$ by regression, without the U-Net, some ten steps in a
-# second. So words are **distilled** into ID tokens. It is our addition, and needs captions that describe faces. The
-# diffusion loss takes over from there, and has all to add that words do not say. (`training/distillation.py`)
+# place of words: $\mathrm{Attn}(Q, W_k' F_{id}, W_v' F_{id}) \approx \Delta$. One pass of the U-Net over the 2,000
+# noised portraits records $Q$ and $\Delta$ at 32 positions of each, in each layer; then the ID embedding (without its
+# structure branch) and the ID keys and values learn this regression, without the U-Net, some ten steps in a second. So
+# words are **distilled** into ID tokens. It is our addition, and needs captions that describe faces. The diffusion loss
+# then adds what words do not say, and trains LoRA and structure branch, too. Its first 160 steps bring little: a rise
+# on eight people may be chance (`docs/experiments.md`). (`training/distillation.py`)
 #
 # Now train. The settings below are the package's, but for what suits a few minutes: 1,600 steps of distillation, then
 # 160 of the paper's training, of 2,000 portraits, 16 in a batch; hardly a warm-up, a shorter average, coarse timesteps.
 #
-# It is the command that you would give in a shell, in a process of its own. It goes on where it was if you stop it. The
-# run lives in `runs/lesson_04_...`, which is this notebook's own. Where it was made before, by this notebook or by the
-# one with the solutions, it is only shown; delete that folder to see it again. (While it distils, the plot has only its
-# first point.)
+# It is the command that you would give in a shell, in a process of its own. If you stop it, it begins anew: checkpoints
+# are saved every two minutes of the diffusion training, which here takes only one. The run lives in
+# `runs/lesson_04_...`, which is this notebook's own. Where it was made before, by this notebook or by the one with the
+# solutions, it is only shown; delete that folder to run it again. (While it distils, the plot has only its first
+# point.)
 
 # %%
 steps = 160
@@ -603,7 +606,7 @@ def plot(log):
     return drawing
 
 
-log = watch(command, run_folder, plot, "Curves: the loss inside faces falls, the similarity to the own reference rises")
+log = watch(command, run_folder, plot, "Curves: losses inside faces; the similarity to the own reference rises")
 similarity = {line["step"]: line["facesim"] for line in log if "facesim" in line}
 last = [line for line in log if "unseen_face" in line][-1]
 assert last["unseen_face"] < last["unseen_face_without_id"] < last["unseen_face_with_another"]
@@ -613,8 +616,9 @@ print("portraits of unseen people are more alike to them than to others, and tha
 print(f"share of what the shipped weights reach: {similarity[steps] / shipped['facesim']:.2f}")
 
 # %% [markdown]
-# Read the left panel first. The loss on unseen people falls below that without ID tokens, and with *another* person's
-# tokens it would be larger than without any (the cell asserts both): the model believes what the tokens say. (That the
+# Read the left panel first. The loss on unseen people lies below that without ID tokens from step 0 on: distillation
+# did most of it. With *another* person's tokens it is larger than without any (not drawn, but the cell asserts both):
+# the model believes what the tokens say. (That the
 # training loss lies higher does not mean that it learns nothing: it prefers large $t$, where errors are large, and the
 # loss on unseen people takes all $t$ alike.) The dashed line in the right panel is half of what the shipped weights
 # reach. Below, what that means for pictures: the same prompt and noise throughout.
@@ -652,8 +656,8 @@ viz.live(
 )
 
 # %% [markdown]
-# What covers many places of the face, and shows through much noise, has the largest say in the loss. Look what comes
-# first, and what is still wrong at the end.
+# "Distilled" has learned what captions say of a face. In the diffusion loss, what covers many places and shows through
+# much noise has the largest say. Look at what is right at each moment, and what is still wrong at the end.
 #
 # The run's folder has weights as users have them. Drawn through the same pipeline as always:
 
@@ -669,8 +673,9 @@ viz.show([folder / "cleo.png", by_mine, by_shipped], ["a reference", "this run's
 # %% [markdown]
 # ## 8. The same for hours
 #
-# The shipped weights had more of everything, in several runs, each started from the one before; the last took two
-# minutes of a GPU, with 768 portraits in a step. To go on like that from them, in a folder of your own:
+# The shipped weights had more steps, portraits and time, but no distillation: several runs, each started from the one
+# before, the last two on a GPU, two and a half minutes in all (the last with 768 portraits in a step). To train them
+# for another hour, in a folder of your own:
 #
 #     python -m uniportrait_lite train single_id --start-from data/tiny/uniportrait --steps none --hours 1 \
 #         --run-folder runs/mine --out runs/mine/weights
@@ -744,7 +749,7 @@ Markdown("\n".join(table))
 # 3. Captions and people are hidden at random, so that guidance has something to compare with; $F_s$ is dropped, $F_r$
 #    swapped, so that tokens say who it is and not what a picture looks like.
 # 4. A step is zero, backward, clip, step; what is kept is the average.
-# 5. Identity shows in the loss first (with another's tokens it rises), in pictures later.
+# 5. Identity shows in the loss on unseen people (with another's tokens it rises), and in pictures of them.
 #
 # ## Further reading
 #
