@@ -638,6 +638,17 @@ def test_multi_id_weights_go_on_beside_other_single_id_weights(single, tmp_path)
         for name, weight in begun.weights().items():
             expected = trained[name] + ((scale - 1) * tensors[name] if name.startswith("lora.") else 0)
             assert torch.allclose(weight, expected, rtol=1e-3, atol=1e-3), name
+
+    def narrow(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        cut = {".down": lambda x: x[:4], ".up": lambda x: x[:, :4]}
+        return {name: cut[name[name.rfind(".") :]](x) if name.startswith("lora.") else x for name, x in weights.items()}
+
+    of_rank_4 = tmp_path / "narrow"
+    network.save_single(of_rank_4, replace(config, lora_rank=4), narrow(tensors), stack)
+    checkpoints.save_multi(of_rank_4, narrow(trained), checkpoints.single_digest(of_rank_4))
+    for name, weight in groups_of(multi(single, "--start-from", str(of_rank_4)))[0].weights().items():
+        expected = (tensors if name.startswith("lora.") else trained)[name]  # a LoRA of another rank begins anew
+        assert torch.allclose(weight, expected, rtol=1e-3, atol=1e-3), name
     with pytest.raises(WeightsError, match="holds no multi-ID weights"):
         groups_of(multi(other, "--start-from", str(other)))
 
