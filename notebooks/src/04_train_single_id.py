@@ -613,7 +613,6 @@ assert last["unseen_face"] < last["unseen_face_without_id"] < last["unseen_face_
 others = [line["facesim_others"] for line in log if "facesim" in line][-1]
 assert similarity[steps] > max(others, untrained["facesim"])
 print("portraits of unseen people are more alike to them than to others, and than before the run")
-print(f"share of what the shipped weights reach: {similarity[steps] / shipped['facesim']:.2f}")
 
 # %% [markdown]
 # Read the left panel first. The loss on unseen people lies below that without ID tokens from step 0 on: distillation
