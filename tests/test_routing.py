@@ -418,7 +418,7 @@ def test_half_of_the_texts_attention_goes_to_what_is_said_of_the_person_there(up
     conditions = up.conditions(*people[:2])
 
     def attended(text):
-        return attention._attend(attn, query, attn.to_k(text), attn.to_v(text))
+        return attention.attend(attn, query, attn.to_k(text), attn.to_v(text))
 
     with torch.no_grad():
         plain, told = attended(prompt), attended(other)
