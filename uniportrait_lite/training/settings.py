@@ -21,7 +21,8 @@ SINGLE_ID_EPILOG = """\
 examples:
   python -m uniportrait_lite train single_id --steps none --hours 2     two hours, with the schedule that fits them
       the same command again goes on where it was stopped or killed
-  python -m uniportrait_lite train single_id --distil 1600 --steps 160  minutes from nothing: words distilled first
+  python -m uniportrait_lite train single_id --distil 1600 --steps 160 --portraits 2000 --out runs/short
+      minutes from nothing, words distilled first, in a folder of its own
   python -m uniportrait_lite train single_id --structure false          an ablation, in a folder of its own
   python -m uniportrait_lite train single_id --config my.yaml --seed 1  settings from a file, one of them changed
   accelerate launch -m uniportrait_lite train single_id                 on one GPU or several, each with its own batches
