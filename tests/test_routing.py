@@ -9,6 +9,7 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionPAGPipeline
 from method_parts import WIDTH, crop, small_pipe, small_unet, write_weights
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from uniportrait_lite import ConfigError, UniPortrait, WeightsError, attention, checkpoints
 from uniportrait_lite.assignment import assign
@@ -426,7 +427,8 @@ def test_half_of_the_texts_attention_goes_to_what_is_said_of_the_person_there(up
         for text, said, share in ((prompt, (1, 1), 0), (other, (1, 0), psi[:, 0]), (other, (1, 1), psi.sum(1))):
             sentences = text.unsqueeze(1).expand(-1, 2, -1, -1)
             given = dataclasses.replace(conditions, sentences=sentences, said=torch.tensor([said]).bool())
-            out = layer.with_sentences(attn, query, plain, given, psi)
+            heads = (attention.split(x, attn.heads) for x in (query, plain))
+            out = attention.merge(layer.with_sentences(attn, *heads, given, psi))
             share = attention.SENTENCE_SHARE * torch.as_tensor(share).unsqueeze(-1)
             torch.testing.assert_close(out, (1 - share) * plain + share * told, rtol=1e-4, atol=1e-5)
     with pytest.raises(ConfigError, match="go together"):
@@ -619,6 +621,64 @@ def test_a_fused_lora_draws_the_same_and_leaves_the_weights_as_they_were(up, peo
         after = up.unet.state_dict()
         assert all(torch.equal(weight, before[name]) for name, weight in after.items())
         assert np.array_equal(up(PROMPT, some, seed=0, output_type="np").images, plain)
+
+
+def test_one_attention_with_the_others_masked_is_that_of_each_added_up_by_psi(up, people):
+    """What is asked of the routers at inference, beside what they do where masks, sentences or maps want psi."""
+    layer = next(iter(up.id_attention.values()))
+    attn = up.unet.get_submodule(layer.name)
+    torch.manual_seed(0)
+    hidden, text = torch.randn(4, 256, 8), torch.randn(4, 48, WIDTH)
+    conditions = up.conditions(*people).rows(torch.tensor([0, 0, 1, 1]))
+    conditions = dataclasses.replace(conditions, routing=Routing((16, 16)), id_scale=torch.rand(4))
+    assert conditions.one_each
+    with torch.no_grad():
+        assert layer.psi(hidden, conditions)[2:].any(dim=-1).all()  # everyone is somewhere
+        fast = layer(attn, hidden, text, identities=conditions)
+        slow = layer(attn, hidden, text, identities=dataclasses.replace(conditions, others=None))
+        alone = layer(attn, hidden, text)
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(fast, alone, rtol=1e-3)
+
+
+def test_a_fused_lora_costs_no_more_operations_than_the_pipeline_alone(up, people):
+    """Of one person, from the second step on: the prompt's keys and values are there, and peft is passed by."""
+    latents, prompt, timestep = torch.zeros(2, 4, 16, 16), torch.zeros(2, 48, WIDTH), torch.tensor(9)
+    layers = [module for module in up.unet.modules() if hasattr(module, "lora_A")]
+
+    def draw_a_step(prompt=prompt):
+        return up.unet(latents, timestep, prompt).sample
+
+    with torch.no_grad(), Operations() as alone:
+        draw_a_step()
+    for count in (1, 2):
+        with torch.no_grad(), up.using(*people[:count], guided=True, columns=0):
+            plain = draw_a_step()
+            with up.fused(count):
+                torch.testing.assert_close(draw_a_step(), plain, rtol=1e-4, atol=1e-5)
+                with Operations() as ours:
+                    again = draw_a_step()
+                torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-5)
+                assert len(ours.found) <= len(alone.found) * (1 if count == 1 else 1.15)
+                prompt.add_(1)  # in place, and still another prompt
+                other = draw_a_step()
+                torch.testing.assert_close(other, draw_a_step(prompt.clone()))
+                assert not torch.allclose(other, plain)
+                prompt.sub_(1)
+            assert not any("forward" in vars(layer) for layer in layers)
+            assert torch.equal(draw_a_step(), plain)
+
+
+class Operations(TorchDispatchMode):
+    """Those of torch inside it, in `found`."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.found.append(function)
+        return function(*args, **(kwargs or {}))
+
+    def __enter__(self):
+        self.found = []
+        return super().__enter__()
 
 
 def test_inside_a_fused_lora_nothing_else_is_drawn(up, people):

@@ -112,6 +112,7 @@ class UniPortrait:
         self.injection = Injection(self.unet, id_attention, loras, pipe.vae_scale_factor, **timesteps)
         self._encoders = encoders
         self._loading = threading.RLock()
+        self._known: tuple | None = None  # see _place
 
     @classmethod
     def attach(
@@ -210,7 +211,7 @@ class UniPortrait:
                 raise ConfigError(f"crops are RGB pictures of 224x224, and one is {array.shape}")
         pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
         with self._at_work(self.features) as encoder:
-            features = encoder(pixels.to(self._device, self.unet.dtype) / 255)
+            features = encoder(pixels.to(self._device, self._place[1]) / 255)
             self._nobody  # noqa: B018 - needed for every picture, and the encoders are large
         references = [IDFeatures(*(x[i : i + 1] for x in features)) for i in range(len(crops))]
         return Identity(((1.0, IDFeatures.of_references(references)),), tuple(crops))
@@ -218,14 +219,24 @@ class UniPortrait:
     @property
     def _device(self) -> torch.device:
         """Where this pipeline computes: with offloading the U-Net rests elsewhere."""
-        return self.pipe._execution_device if hasattr(self.unet, "_hf_hook") else self.unet.device
+        return self.pipe._execution_device if hasattr(self.unet, "_hf_hook") else self._place[0]
+
+    @property
+    def _place(self) -> tuple[torch.device, torch.dtype]:
+        """The U-Net's device and dtype. diffusers goes through all of its layers to tell them, which takes as long as
+        a third of a step: it is asked again where a weight of ours, which moves with them, is found elsewhere."""
+        weight = next(self.id_attention.parameters())
+        there = (weight.device, weight.dtype)
+        if self._known is None or self._known[0] != there:
+            self._known = there, (self.unet.device, self.unet.dtype)
+        return self._known[1]
 
     @contextlib.contextmanager
     def _at_work(self, network: Module) -> Iterator[Module]:
         """A network where the pipeline computes. Afterwards it rests in main memory: the U-Net works without it."""
         with self._loading:  # no thread takes it away from another
             try:
-                yield network.to(self._device, self.unet.dtype)
+                yield network.to(self._device, self._place[1])
             finally:
                 network.to("cpu")
 
@@ -242,8 +253,8 @@ class UniPortrait:
 
     def _tokens(self, embed: Module, identity: Identity | None, scale: float) -> Tensor:
         parts = ((1.0, self._nobody),) if identity is None else identity.parts
-        device, dtype = self._device, self.unet.dtype
-        given = [(share, features.to(device, dtype)) for share, features in parts]
+        there = embed.queries
+        given = [(share, features.to(there.device, there.dtype)) for share, features in parts]
         return sum(share * embed(*features, scale) for share, features in given)
 
     def _embedding(self) -> contextlib.AbstractContextManager[Module]:
@@ -251,7 +262,7 @@ class UniPortrait:
         networks are offloaded: to bring it anew for each picture takes longer than to use it."""
         if hasattr(self.unet, "_hf_hook"):
             return self._at_work(self.id_embedding)
-        return contextlib.nullcontext(self.id_embedding.to(self._device, self.unet.dtype))
+        return contextlib.nullcontext(self.id_embedding.to(*self._place))
 
     @torch.no_grad()
     def conditions(
@@ -271,7 +282,7 @@ class UniPortrait:
         with self._embedding() as embed:
             people = torch.stack([self._tokens(embed, identity, scale) for identity in identities], dim=1)
             nobody = self._tokens(embed, None, scale).unsqueeze(1).expand_as(people)
-        tokens = torch.cat([nobody, people]).to(self.unet.device)
+        tokens = torch.cat([nobody, people]).to(self._place[0])
         sentences, said = self._sentences([identity.sentence for identity in identities])
         conditions = IDConditions(tokens, self._scale("id_scale", id_scale), sentences=sentences, said=said)
         return conditions.projected(self.id_attention)
@@ -287,14 +298,14 @@ class UniPortrait:
             if len(tokenizer(text).input_ids) > tokenizer.model_max_length:
                 raise ConfigError(f"a sentence has at most {tokenizer.model_max_length - 2} words here: {text!r:.80}")
         tokens = tokenizer([text or "" for text in texts], padding="max_length", return_tensors="pt")
-        encoded = encoder(tokens.input_ids.to(encoder.device)).last_hidden_state.to(self.unet.device, self.unet.dtype)
-        said = torch.tensor([[False] * len(texts), [bool(text) for text in texts]], device=self.unet.device)
+        encoded = encoder(tokens.input_ids.to(encoder.device)).last_hidden_state.to(*self._place)
+        said = torch.tensor([[False] * len(texts), [bool(text) for text in texts]], device=self._place[0])
         return encoded.unsqueeze(0).expand(2, -1, -1, -1), said
 
     @property
     def image_adapter(self) -> ImageAdapter | None:
         """What makes image prompts, where IP-Adapter's file was given to `attach`: see image_prompt.py."""
-        return self._image_adapter and self._image_adapter.to(self.unet.device, self.unet.dtype)
+        return self._image_adapter and self._image_adapter.to(*self._place)
 
     # Pictures
 
@@ -362,8 +373,8 @@ class UniPortrait:
         views = np.stack([clip_view(read_picture(picture)) for picture in pictures])
         pixels = torch.from_numpy(views).permute(0, 3, 1, 2)
         with self._at_work(self.features) as encoder:
-            embeds = encoder.image_embedding(pixels.to(self._device, self.unet.dtype) / 255)
-        embeds = torch.stack([torch.zeros_like(embeds), embeds]).to(self.unet.device)  # of no picture: as published
+            embeds = encoder.image_embedding(pixels.to(self._device, self._place[1]) / 255)
+        embeds = torch.stack([torch.zeros_like(embeds), embeds]).to(self._place[0])  # of no picture: as published
         tokens = self.image_adapter(embeds.flatten(0, 1)).unflatten(0, embeds.shape[:2]).flatten(1, 2)
         return self.image_adapter.prompt(tokens, image_scale)
 
@@ -514,7 +525,7 @@ class UniPortrait:
         with self._at_work(self.features) as encoder:
             for pictures in crops:
                 pixels = torch.from_numpy(np.stack([np.asarray(crop) for crop in pictures])).permute(0, 3, 1, 2)
-                vectors = encoder.embedding(pixels.to(self._device, self.unet.dtype) / 255).float()
+                vectors = encoder.embedding(pixels.to(self._device, self._place[1]) / 255).float()
                 found.append(torch.nn.functional.normalize(vectors.sum(0), dim=0).cpu().numpy())
         return np.array(found, np.float32)
 

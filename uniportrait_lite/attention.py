@@ -13,6 +13,7 @@ An image prompt and a style to share (image_prompt.py, style_alignment.py) trave
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -41,8 +42,11 @@ class IDConditions(Conditions):
     `routing` says how locations choose among several identities, which need it; with masks it serves one, too.
     `sentences` (B, N, T, D) are encoded texts, one about each identity of which `said` (B, N), bool, says that there is
     one: locations that listen to that identity attend to it beside the prompt (our addition to the paper).
-    `keys_values`: for each layer the projected tokens (B, N, 16, inner), and `router_keys` (B, N, 2C), both filled by
-    `projected`; without them a layer projects its own, which is what training wants.
+    `keys_values`: for each layer the projected tokens (B, heads, N * 16, inner / heads), and `router_keys` (B, N, 2C),
+    both filled by `projected`; without them a layer projects its own, which is what training wants. `others`
+    (1, N, N * 16), which comes with router_keys, is added to the attention scores of all tokens at a location of
+    identity n: 0 for its own tokens, -inf for those of the others.
+    `text`, where given, keeps each layer's keys and values of the prompt for calls with the same prompt and weights.
     """
 
     tokens: Tensor
@@ -53,6 +57,8 @@ class IDConditions(Conditions):
     said: Tensor | None = None
     keys_values: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     router_keys: Mapping[str, Tensor] = field(default_factory=dict)
+    others: Tensor | None = None
+    text: dict[str, tuple[Tensor, Tensor]] | None = None
 
     def __post_init__(self) -> None:
         if self.tokens.ndim != 4:
@@ -62,35 +68,62 @@ class IDConditions(Conditions):
 
     def projected(self, id_attention: IDAttention) -> IDConditions:
         """The same with the keys and values of every layer computed: once a call in place of once a step."""
-        keys_values = {layer.name: layer.project(self.tokens) for layer in id_attention.values()}
+        keys_values = {layer.name: layer.keys_values(self.tokens) for layer in id_attention.values()}
         routers = {layer.name: layer.router for layer in id_attention.values() if layer.router is not None}
-        several = self.tokens.shape[1] > 1
-        router_keys = {name: router.keys(self.tokens) for name, router in routers.items()} if several else {}
-        return replace(self, keys_values=keys_values, router_keys=router_keys)
+        count, length = self.tokens.shape[1:3]
+        if count == 1 or not routers:
+            return replace(self, keys_values=keys_values)
+        router_keys = {name: router.keys(self.tokens) for name, router in routers.items()}
+        own = torch.eye(count, dtype=torch.bool, device=self.tokens.device).repeat_interleave(length, dim=1)
+        others = torch.zeros_like(own, dtype=self.tokens.dtype).masked_fill(~own, -torch.inf).unsqueeze(0)
+        return replace(self, keys_values=keys_values, router_keys=router_keys, others=others)
+
+    @property
+    def one_each(self) -> bool:
+        """Whether all that is asked of the routers is one identity for each location, which takes fewest operations."""
+        routing = self.routing
+        return self.others is not None and self.sentences is None and routing is not None and routing.largest
 
     def weight(self, dtype: torch.dtype) -> float | Tensor:
         """What the ID branch is multiplied with: the ID scale, 0 in rows that are not active."""
         return row_weight(self.id_scale, self.active, dtype)
 
 
+def split(x: Tensor, heads: int) -> Tensor:
+    """(B, L, inner) -> (B, heads, L, inner / heads)."""
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
+
+
+def merge(x: Tensor) -> Tensor:
+    """(B, heads, L, inner / heads) -> (B, L, inner)."""
+    return x.transpose(1, 2).flatten(2)
+
+
 def attend(attn: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Multi-head attention of (B, L, inner) on (B, T, inner)."""
-    q, k, v = [x.view(*x.shape[:2], attn.heads, -1).transpose(1, 2) for x in (query, key, value)]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return out.transpose(1, 2).flatten(2).to(query.dtype)
+    q, k, v = [split(x, attn.heads) for x in (query, key, value)]
+    return merge(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)).to(query.dtype)
 
 
-def _routed(attn: Attention, query: Tensor, key: Tensor, value: Tensor, psi: Tensor | None) -> Tensor:
-    """Attention of (B, L, inner) to each identity's (B or 1, N, T, inner), added up by psi (B, N, L).
+def _routed(query: Tensor, key: Tensor, value: Tensor, psi: Tensor | None) -> Tensor:
+    """Attention of (B, heads, L, d) to each identity's (B or 1, heads, N * T, d), added up by psi (B, N, L).
 
     Without psi there is one identity.
     """
-    batch, count = query.shape[0], key.shape[1]
-    key, value = (x.expand(batch, -1, -1, -1).flatten(0, 1) for x in (key, value))
+    key, value = (x.expand(len(query), -1, -1, -1) for x in (key, value))
     if psi is None:
-        return attend(attn, query, key, value)
-    each = attend(attn, query.repeat_interleave(count, dim=0), key, value).view(batch, count, *query.shape[1:])
-    return (psi.unsqueeze(-1) * each).sum(dim=1)
+        return F.scaled_dot_product_attention(query, key, value)
+    (batch, heads, length, width), count = query.shape, psi.shape[1]
+    key, value = (x.reshape(batch, heads * count, -1, width) for x in (key, value))  # each identity has its own heads
+    each = F.scaled_dot_product_attention(query.repeat_interleave(count, dim=1), key, value)
+    return (psi[:, None, :, :, None] * each.view(batch, heads, count, length, width)).sum(dim=2)
+
+
+def _added(out: Tensor, weight: float | Tensor, branch: Tensor) -> Tensor:
+    """out + weight * branch, in one operation; a weight that is no number is (B, 1 or L, 1), the others have heads."""
+    if isinstance(weight, Tensor):
+        return torch.addcmul(out, weight.unsqueeze(1), branch)
+    return torch.add(out, branch, alpha=weight)
 
 
 def _bare_copy(linear: nn.Module) -> nn.Linear:
@@ -110,13 +143,18 @@ class IDAttnProcessor(nn.Module):
 
     def __init__(self, attn: Attention, name: str):
         super().__init__()
-        self.name = name
+        self.name, self.heads = name, attn.heads
         self.router: IDRouter | None = None
         self.to_k_id, self.to_v_id = (_bare_copy(linear) for linear in (attn.to_k, attn.to_v))
 
     def project(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """ID tokens (..., D) -> keys and values (..., inner)."""
         return self.to_k_id(tokens), self.to_v_id(tokens)
+
+    def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """ID tokens (B, N, 16, D) -> keys and values (B, heads, N * 16, inner / heads)."""
+        key, value = (split(x.flatten(1, 2), self.heads) for x in self.project(tokens))
+        return key, value
 
     # __call__, not forward: diffusers reads its signature to learn which cross_attention_kwargs a processor takes.
     def __call__(
@@ -134,24 +172,31 @@ class IDAttnProcessor(nn.Module):
 
         `style` is for self-attention, and diffusers gives it to all layers.
         """
-        query = attn.to_q(hidden_states)
         if attention_mask is not None:
             batch, length, _ = encoder_hidden_states.shape
             attention_mask = attn.prepare_attention_mask(attention_mask, length, batch)
             attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
-        key, value = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
-        if identities is None:
-            out = attend(attn, query, key, value, attention_mask)
-        else:
-            psi = self.psi(hidden_states, identities)
-            out = attend(attn, query, key, value, attention_mask)
-            if identities.sentences is not None:
-                out = self.with_sentences(attn, query, out, identities, psi)
-            out = out + identities.weight(query.dtype) * self.identity_branch(attn, query, identities, psi)
+        query = split(attn.to_q(hidden_states), self.heads)
+        kept = None if identities is None or torch.compiler.is_compiling() else identities.text
+        known = {} if kept is None else kept
+        if self.name not in known:
+            projections = (attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states))
+            known[self.name] = tuple(split(x, self.heads) for x in projections)
+        key, value = known[self.name]
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        if identities is not None:
+            if identities.one_each:
+                branch = self._chosen_branch(hidden_states, query, identities)
+            else:
+                psi = self.psi(hidden_states, identities)
+                if identities.sentences is not None:
+                    out = self.with_sentences(attn, query, out, identities, psi)
+                branch = self._identity_branch(query, identities, psi)
+            out = _added(out, identities.weight(query.dtype), branch)
         if image_prompt is not None:
-            weight = image_prompt.weight(query.dtype, query.shape[1])
-            out = out + weight * self.image_branch(attn, query, image_prompt)
-        return attn.to_out[1](attn.to_out[0](out))
+            weight = image_prompt.weight(query.dtype, query.shape[2])
+            out = _added(out, weight, self.image_branch(query, image_prompt))
+        return attn.to_out[1](attn.to_out[0](merge(out)))
 
     def psi(self, hidden_states: Tensor, identities: IDConditions) -> Tensor | None:
         """The routing map (B, N, L) of positions (B, L, C); None where there is one identity, everywhere."""
@@ -160,43 +205,63 @@ class IDAttnProcessor(nn.Module):
             if count > 1:
                 raise ConfigError(f"{count} identities in one picture need a Routing, which says who is where")
             return None
-
-        def logits() -> Tensor:
-            if self.router is None:
-                raise ConfigError(f"{count} identities need the routers of the multi-ID stage, or masks for each")
-            keys = identities.router_keys.get(self.name)
-            return self.router.logits(hidden_states, self.router.keys(identities.tokens) if keys is None else keys)
-
+        logits = functools.partial(self.logits, hidden_states, identities)
         psi = identities.routing.choose(self.name, *hidden_states.shape[:2], logits)
         return psi.to(hidden_states.dtype)
 
+    def logits(self, hidden_states: Tensor, identities: IDConditions) -> Tensor:
+        """The router's logits (B, N, L) at positions (B, L, C)."""
+        if self.router is None:
+            count = identities.tokens.shape[1]
+            raise ConfigError(f"{count} identities need the routers of the multi-ID stage, or masks for each")
+        keys = identities.router_keys.get(self.name)
+        return self.router.logits(hidden_states, self.router.keys(identities.tokens) if keys is None else keys)
+
     def identity_branch(self, attn: Attention, query: Tensor, identities: IDConditions, psi: Tensor | None) -> Tensor:
         """The attention of the text branch's query (B, L, inner) to the ID tokens of each location's identity."""
-        key, value = identities.keys_values.get(self.name) or self.project(identities.tokens)
-        return _routed(attn, query, key, value, psi)
+        return merge(self._identity_branch(split(query, attn.heads), identities, psi))
 
-    def image_branch(self, attn: Attention, query: Tensor, image_prompt: ImagePrompt) -> Tensor:
-        """The attention of the text branch's query (B, L, inner) to the image tokens: see image_prompt.py."""
-        key, value = (x.expand(len(query), -1, -1) for x in image_prompt.keys_values[self.name])
-        return attend(attn, query, key, value)
+    def _identity_branch(self, query: Tensor, identities: IDConditions, psi: Tensor | None) -> Tensor:
+        """The same of (B, heads, L, d)."""
+        key, value = identities.keys_values.get(self.name) or self.keys_values(identities.tokens)
+        return _routed(query, key, value, psi)
+
+    def _chosen_branch(self, hidden_states: Tensor, query: Tensor, identities: IDConditions) -> Tensor:
+        """The same where routers choose, in one attention: at each location the tokens of others are masked."""
+        key, value = (x.expand(len(query), -1, -1, -1) for x in identities.keys_values[self.name])
+        chosen = self.logits(hidden_states, identities).argmax(dim=1)  # (B, L)
+        mask = F.embedding(chosen, identities.others[0]).unsqueeze(1)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+    def image_branch(self, query: Tensor, image_prompt: ImagePrompt) -> Tensor:
+        """The attention of the text branch's query (B, heads, L, d) to the image tokens: see image_prompt.py."""
+        key, value = (split(x, self.heads).expand(len(query), -1, -1, -1) for x in image_prompt.keys_values[self.name])
+        return F.scaled_dot_product_attention(query, key, value)
 
     def with_sentences(
         self, attn: Attention, query: Tensor, prompt: Tensor, identities: IDConditions, psi: Tensor | None
     ) -> Tensor:
-        """The attention to the prompt (B, L, inner), a share of it given to what is said of each location's person."""
+        """The attention to the prompt (B, heads, L, d), a share of it given to what is said of each location's person.
+
+        The text branch's query has the same shape.
+        """
         here = identities.said.to(query.dtype).unsqueeze(-1)  # (B or 1, N, 1)
-        here = here.expand(len(query), -1, query.shape[1]) if psi is None else here * psi
-        about = _routed(attn, query, attn.to_k(identities.sentences), attn.to_v(identities.sentences), here)
-        return prompt + SENTENCE_SHARE * (about - here.sum(dim=1).unsqueeze(-1) * prompt)
+        here = here.expand(len(query), -1, query.shape[2]) if psi is None else here * psi
+        texts = identities.sentences.flatten(1, 2)
+        key, value = (split(project(texts), self.heads) for project in (attn.to_k, attn.to_v))
+        about = _routed(query, key, value, here)
+        return prompt + SENTENCE_SHARE * (about - here.sum(dim=1)[:, None, :, None] * prompt)
 
 
 class SelfAttnProcessor(AttnProcessor2_0):
-    """diffusers' own processor of self-attention, until a style is to be shared (see style_alignment.py)."""
+    """Self-attention as diffusers' own processor has it, or with a style that is shared (see style_alignment.py)."""
 
     def __call__(
         self,
         attn: Attention,
         hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         *args,
         identities: IDConditions | None = None,
         image_prompt: ImagePrompt | None = None,
@@ -204,10 +269,11 @@ class SelfAttnProcessor(AttnProcessor2_0):
         **kwargs,
     ) -> Tensor:
         """Positions (B, L, C) -> positions (B, L, C). Diffusers gives identities and image prompts to all layers."""
-        if style is None:
-            return super().__call__(attn, hidden_states, *args, **kwargs)
-        projections = (project(hidden_states) for project in (attn.to_q, attn.to_k, attn.to_v))
-        out = attend(attn, *style.share(*projections))
+        plain = hidden_states.ndim == 3 and encoder_hidden_states is None and attention_mask is None
+        if style is None and not plain:  # none of SD 1.5's
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
+        projections = [project(hidden_states) for project in (attn.to_q, attn.to_k, attn.to_v)]
+        out = attend(attn, *(projections if style is None else style.share(*projections)))
         return attn.to_out[1](attn.to_out[0](out))
 
 
@@ -220,10 +286,13 @@ class IDAttention(nn.ModuleDict):
     def __init__(self, layers: Mapping[str, IDAttnProcessor], replaced: Mapping[str, object]):
         super().__init__({name.replace(".", "/"): layer for name, layer in layers.items()})
         self.replaced = replaced
+        self.users: tuple[nn.Module, list[nn.Module]] | None = None  # the U-Net last asked about, its layers
 
     def in_place(self, unet: UNet2DConditionModel) -> bool:
         """Whether the U-Net still uses these projections: another extension may have replaced them since."""
-        return all(unet.get_submodule(layer.name).processor is layer for layer in self.values())
+        if self.users is None or self.users[0] is not unet:
+            self.users = unet, [unet.get_submodule(layer.name) for layer in self.values()]
+        return all(user.processor is layer for user, layer in zip(self.users[1], self.values(), strict=True))
 
     def detach(self, unet: UNet2DConditionModel) -> None:
         """Gives the U-Net its former processors back, the same objects."""

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from uniportrait_lite.errors import ConfigError
+
 WARM = 3  # calls as usual before one is recorded: libraries choose their kernels, optimisers make their state
 
 
@@ -109,6 +111,16 @@ class Updates:
             self.known[kind].replay()
         else:
             self.recorder.aside(self.apply)
+
+
+def wanted(graphs: bool | None, compiled: bool) -> bool:
+    """Whether to train by graphs where there is CUDA: as asked for, or, if nothing was asked, where no compiler is.
+
+    Raises `ConfigError` where both are asked for.
+    """
+    if graphs and compiled:
+        raise ConfigError("graphs and compile have not been tried together: give one of them")
+    return not compiled if graphs is None else graphs
 
 
 def on_each(data: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -93,6 +93,11 @@ class Routing(Conditions):
             return self
         return replace(self, masks=columns(count, self.size))
 
+    @property
+    def largest(self) -> bool:
+        """Whether each location takes the identity of its largest logit, and nobody records which."""
+        return self.masks is None and self.temperature is None and self.record is None
+
     def choose(self, name: str, batch: int, length: int, logits: Callable[[], Tensor]) -> Tensor:
         """psi (B, N, L) for a layer of `length` locations; `logits` (B, N, L) are asked for where no masks are set."""
         size = layer_size(self.size, length)

@@ -123,6 +123,7 @@ class Injection:
         self._turn = threading.RLock()
         self._layers: Mapping[str, list] = {lora: list(lora_layers(unet, lora).values()) for lora in self.loras}
         self._fused: str | None = None
+        self._prompt: tuple[torch.Tensor, int, dict] | None = None  # of the last call, while a LoRA is fused
         self._use(None)
         self._former = unet.__dict__.get("forward")  # accelerate's offloading has one here
         self._forward = unet.forward
@@ -169,20 +170,25 @@ class Injection:
             layers = {layer: layer.get_base_layer().weight for layer in self._layers[lora]}
             if any(layer.active_adapters or layer.merged for layer in layers):
                 raise ConfigError("another LoRA is active in this U-Net, and fusing would hide it: unload it first")
+            plain = {layer for layer in layers if "forward" not in vars(layer)}  # of the others accelerate has hold
             kept = {layer: weight.detach().to("cpu", copy=True) for layer, weight in layers.items()}
         try:
             with self._turn:
                 for layer in layers:
                     layer.merge(adapter_names=[lora])
+                    if layer in plain:
+                        layer.forward = layer.get_base_layer().forward  # peft's takes time to find nothing to add
                 self._fused = lora
             yield
         finally:
             with self._turn, torch.no_grad():
                 for layer, weight in layers.items():
+                    if layer in plain:
+                        vars(layer).pop("forward", None)
                     if layer.merged:  # not where memory ran out before its turn
                         layer.unmerge()
                     weight.copy_(kept[layer])
-                self._fused = None
+                self._fused = self._prompt = None
 
     def detach(self) -> None:
         """Gives the U-Net back as it was. A wrapper that was wrapped in turn stays, and only passes calls on."""
@@ -216,9 +222,25 @@ class Injection:
                 given["identities"] = self._at(given["identities"], float(timestep.max()))
             with self._turn:
                 self._use(given.get("identities"))
+                if self._fused is not None and not torch.is_grad_enabled():
+                    text = self._text(args[1] if len(args) > 1 else kwargs["encoder_hidden_states"])
+                    given["identities"] = replace(given["identities"], text=text)
                 return self._forward(sample, *args, cross_attention_kwargs=given or None, **kwargs)
 
         return forward
+
+    @torch.compiler.disable
+    def _text(self, embeds: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]] | None:
+        """Where layers keep the keys and values of a prompt (B, T, D): from step to step they and the weights stay.
+
+        None in the capture of a CUDA graph, whose replays may be for other prompts.
+        """
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return None
+        version = 0 if embeds.is_inference() else embeds._version
+        if self._prompt is None or self._prompt[0] is not embeds or self._prompt[1] != version:
+            self._prompt = embeds, version, {}
+        return self._prompt[2]
 
     @torch.compiler.disable
     def _at(self, identities: IDConditions, timestep: float) -> IDConditions:

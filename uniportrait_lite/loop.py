@@ -106,6 +106,8 @@ def train(
         mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=not torch.cuda.is_available()
     )
     graphs = graphs and accelerator.device.type == "cuda" and accelerator.num_processes == 1
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True  # batches have few shapes: their convolutions' kernels are chosen by trial
     run = _Run(config, accelerator, model, no_muon, rate, depends_on or {}, graphs)
     wrapped = accelerator.prepare(model)
     try:
@@ -116,6 +118,7 @@ def train(
         finally:
             ahead.close()
     finally:
+        torch.backends.cudnn.benchmark = before
         accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # takes the mixed precision off `model` again
         run.close()
     return run.history

@@ -13,6 +13,7 @@ from uniportrait_lite import checkpoints
 from uniportrait_lite.checkpoints import UniPortraitConfig
 from uniportrait_lite.errors import WeightsError
 from uniportrait_lite.folders import data_folder, writable_folder
+from uniportrait_lite.graphs import wanted
 from uniportrait_lite.loop import train
 from uniportrait_lite.toyworld.pretrain import data as world
 from uniportrait_lite.toyworld.pretrain.record import write_json
@@ -93,7 +94,7 @@ def run(config: MultiIDConfig) -> list[dict]:
     history = train(
         config.loop(), model, batches, loss, evaluate=evaluate, evaluate_every=config.samples_every,
         no_muon=lambda name: "lora_" in name or name.endswith("aggregate.weight"),
-        rate=lambda name: config.lora_rate if "lora_" in name else 1.0, graphs=config.graphs,
+        rate=lambda name: config.lora_rate if "lora_" in name else 1.0, graphs=wanted(config.graphs, config.compile),
     )  # fmt: skip
     if state.is_main_process:
         for place in dict.fromkeys((weights_folder, out)):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from uniportrait_lite.errors import ConfigError
+from uniportrait_lite.graphs import wanted
 from uniportrait_lite.id_routing import LAMBDA
 from uniportrait_lite.loop import LoopConfig
 from uniportrait_lite.training.config import setting
@@ -95,9 +96,7 @@ class StageConfig:
     compile: bool = setting(
         False, "true: the U-Net by torch.compile, for each kind of picture once: minutes, that an hour repays"
     )
-    graphs: bool = setting(
-        False, "true: on CUDA, steps as CUDA graphs: faster, and tried in part only (docs/experiments.md)"
-    )
+    graphs: bool | None = setting(None, "steps as CUDA graphs; none: on one CUDA device, unless compiled")
     workers: int | None = setting(None, "processes that make batches ahead; none: on CUDA what cores are to spare")
     samples_every: int = setting(1000, "steps from one grid of samples, with its FaceSim, to the next")
 
@@ -115,8 +114,7 @@ class StageConfig:
         self.variant = "_".join(name for name, is_so in changed.items() if is_so)
         runs = "runs" if self.profile == "tiny" else f"runs/{Path(self.profile).resolve().name}"
         self.run_folder = self.run_folder or "_".join(filter(None, (f"{runs}/{stage}", self.variant)))
-        if self.graphs and self.compile:
-            raise ConfigError("graphs and compile have not been tried together: give one of them")
+        wanted(self.graphs, self.compile)
         self.loop()  # checks the rest
 
     def loop(self) -> LoopConfig:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from uniportrait_lite import checkpoints
 from uniportrait_lite.folders import data_folder, writable_folder
+from uniportrait_lite.graphs import wanted
 from uniportrait_lite.loop import train
 from uniportrait_lite.toyworld.pretrain import data as world
 from uniportrait_lite.toyworld.pretrain.record import write_json
@@ -83,7 +84,7 @@ def run(config: SingleIDConfig) -> list[dict]:
     history = train(
         config.loop(), model, batches, loss, evaluate=evaluate, evaluate_every=config.samples_every,
         evaluate_first=config.distil > 0,  # what it brought
-        no_muon=lambda name: "lora_" in name or name.endswith("queries"), graphs=config.graphs,
+        no_muon=lambda name: "lora_" in name or name.endswith("queries"), graphs=wanted(config.graphs, config.compile),
     )  # fmt: skip
     if state.is_main_process:
         report = recipe("single_id", config, history, "unseen_face")

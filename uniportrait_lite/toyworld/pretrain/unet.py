@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from uniportrait_lite.errors import ConfigError
+from uniportrait_lite.graphs import wanted
 from uniportrait_lite.loop import LoopConfig, train
 from uniportrait_lite.pictures import save_picture
 from uniportrait_lite.speed import fast_attention
@@ -60,7 +60,7 @@ class UNetRecipe:
     feature_weight: float = 4.0  # of the loss around eyes, brows, nose and mouth, a tenth of it
     precision: str = "bf16"
     compile: bool = False  # by torch.compile, for each width of picture once: minutes, that an hour of training repays
-    graphs: bool = False  # on CUDA, steps as CUDA graphs: faster, and tried in part only (docs/experiments.md)
+    graphs: bool | None = None  # steps as CUDA graphs; none: on one CUDA device, unless compiled
     workers: int | None = None  # processes that make batches ahead; none: on CUDA what cores there are to spare
     seed: int = 2
     evaluate_every: int = 1500
@@ -132,8 +132,7 @@ def run(**overrides) -> dict:
     from transformers import AutoTokenizer, CLIPTextModel
 
     config = UNetRecipe(**overrides)
-    if config.graphs and config.compile:
-        raise ConfigError("graphs and compile have not been tried together: give one of them")
+    graphs = wanted(config.graphs, config.compile)
     folder = Path(config.folder)
     state = PartialState(cpu=not torch.cuda.is_available())
     with state.main_process_first():
@@ -176,7 +175,7 @@ def run(**overrides) -> dict:
         loop, model, batch, loss, evaluate=look, evaluate_every=config.evaluate_every,
         no_muon=lambda name: any(part in name for part in ("conv_in", "conv_out", "time_emb", "embeddings")),
         rate=lambda name: config.text_rate if name.startswith("text_encoder") else 1.0,
-        depends_on=depends(config, *(folder / part for part in FROZEN)), graphs=config.graphs,
+        depends_on=depends(config, *(folder / part for part in FROZEN)), graphs=graphs,
     )  # fmt: skip
     if not state.is_main_process:
         return {}
