@@ -25,9 +25,8 @@ SHARES = {  # of the hours, in the order in which they need each other; the styl
     "vae": 0.07, "unet": 0.46, "pose": 0.04, "edges": 0.05, "image": 0.02, "style": 0.01, "single_id": 0.19,
     "multi_id": 0.16,
 }  # fmt: skip
-BATCHES = {  # that 141 GB hold: a GPU takes as long for few samples, waiting for its orders (docs/experiments.md); for
-    # routers small ones, as they need steps
-    "vae": 256, "unet": 1536, "pose": 256, "edges": 256, "image": 128, "style": 64, "single_id": 768, "multi_id": 256,
+BATCHES = {  # on a GPU with 141 GB, as docs/experiments.md has them; for routers small ones, as they need steps
+    "vae": 256, "unet": 1024, "pose": 256, "edges": 256, "image": 128, "style": 64, "single_id": 512, "multi_id": 96,
 }  # fmt: skip
 MEMORY = 141e9
 
