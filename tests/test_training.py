@@ -733,6 +733,17 @@ def test_batches_are_made_on_the_cpu_wherever_the_frozen_networks_are(place):
     assert draw(batches).intrinsic.device.type == "cpu"
 
 
+def test_a_batch_that_is_packed_for_its_way_to_a_gpu_says_the_same_in_half_the_room(place):
+    model, batches = batches_of(quick("--nobody", "0"))
+    batch = draw(batches)
+    packed = batch.packed()
+    for name in ("intrinsic", "structure"):
+        assert torch.equal(getattr(packed, name).float(), getattr(batch, name))  # as they are stored, in half precision
+        assert getattr(packed, name).nbytes * 2 == getattr(batch, name).nbytes
+    assert packed.latents is batch.latents
+    assert torch.equal(model.eval().tokens(packed), model.tokens(batch))
+
+
 def test_torch_compile_captures_the_u_net_whole_in_both_stages(single):
     """Without a break, with the same losses and gradients; the compiler's own code is another test's."""
     for made, batches in (batches_of(quick()), groups_of(multi(single, "--sentences", "1"))):

@@ -53,6 +53,10 @@ class Batch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: v.to(device, non_blocking=True) for k, v in tensors.items() if v is not None})
 
+    def packed(self) -> "Batch":
+        """As it travels to a GPU: face features, nearly all of it, in half precision, as they are stored."""
+        return replace(self, intrinsic=self.intrinsic.half(), structure=self.structure.half())
+
     def pin_memory(self) -> "Batch":
         """The same batch where CUDA copies from without waiting; torch's loader calls this."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}

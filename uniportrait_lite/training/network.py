@@ -69,7 +69,8 @@ class SingleID(nn.Module):
     def tokens(self, batch: Batch) -> Tensor:
         """The ID tokens (B,N,16,D) of a batch."""
         people = batch.intrinsic.shape[:2]
-        return self.id_embedding(batch.intrinsic.flatten(0, 1), batch.structure.flatten(0, 1)).unflatten(0, people)
+        features = (x.flatten(0, 1).float() for x in (batch.intrinsic, batch.structure))
+        return self.id_embedding(*features).unflatten(0, people)
 
     def diffusion_loss(self, batch: Batch, routing: Routing | None) -> dict[str, Tensor]:
         """The error of the U-Net's prediction, in the picture and in faces' boxes."""
