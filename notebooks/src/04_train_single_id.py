@@ -673,8 +673,8 @@ viz.show([folder / "cleo.png", by_mine, by_shipped], ["a reference", "this run's
 # ## 8. The same for hours
 #
 # The shipped weights had more steps, portraits and time, but no distillation: several runs, each started from the one
-# before, the last two on a GPU, two and a half minutes in all (the last with 768 portraits in a step). To train them
-# for another hour, in a folder of your own:
+# before, the last three on a GPU, five minutes in all (the last with 512 portraits in a step). To train them for
+# another hour, in a folder of your own:
 #
 #     python -m uniportrait_lite train single_id --start-from data/tiny/uniportrait --steps none --hours 1 \
 #         --run-folder runs/mine --out runs/mine/weights
