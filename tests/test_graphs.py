@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from uniportrait_lite.graphs import on_each, shape, tensors
+from uniportrait_lite.graphs import on_each, shape, tensors, wanted
 from uniportrait_lite.loop import LoopConfig, train
 from uniportrait_lite.training.data import Batch
 
@@ -30,6 +30,11 @@ def test_tensors_come_in_one_order_and_on_each_keeps_the_structure():
     assert [float(tensor.flatten()[0]) for tensor in tensors(data)] == [*range(9), 0, 1]
     doubled = on_each(data, lambda tensor: 2 * tensor)
     assert shape(doubled) == shape(data) and float(doubled[1]["a"][1]) == 2 and doubled[0].temperature is None
+
+
+def test_graphs_are_wanted_unless_a_compiler_is_or_they_are_turned_off():
+    asked = [(None, False), (None, True), (True, False), (False, False), (False, True)]
+    assert [wanted(*each) for each in asked] == [True, False, True, False, False]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")
