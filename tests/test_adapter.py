@@ -451,15 +451,27 @@ def test_a_loop_of_ones_own_says_whether_it_is_guided(up, ann):
                 assert torch.equal(up.unet(latents, torch.tensor(9), text).sample, expected)
 
 
+def test_a_pipeline_that_is_given_another_precision_is_followed(folder, tmp_path):
+    up = UniPortrait.attach(small_pipe(tmp_path), folder / "uniportrait")
+    ann = up.identity_of_crops([crop(1)])
+    assert up.tokens(ann).dtype == torch.float32
+    up.pipe.to(torch.bfloat16)
+    assert up.tokens(ann).dtype == torch.bfloat16
+    up.detach()
+    up.unet.to(torch.float32)
+    assert up._place[1] == torch.float32
+
+
 # Threads
 
 
 def test_threads_with_other_people_and_with_nobody_do_not_meet(up, ann, bob, folder):
-    """One U-Net, three pipelines around it (a pipeline's own scheduler is one call's), three threads."""
+    """One U-Net, three threads, each with a pipeline around it: schedulers and tokenizers are one call's."""
     import copy
 
     def own_pipe():
-        parts = {**up.pipe.components, "scheduler": copy.deepcopy(up.pipe.scheduler)}
+        own = {name: copy.deepcopy(getattr(up.pipe, name)) for name in ("scheduler", "tokenizer")}
+        parts = {**up.pipe.components, **own}
         pipe = type(up.pipe)(**parts, requires_safety_checker=False)
         pipe.set_progress_bar_config(disable=True)
         return pipe

@@ -204,3 +204,22 @@ def test_workers_make_the_same_batches_ahead(tmp_path):
         train(settings(tmp_path / "broken", workers=2), network(), broken, loss)
     with pytest.raises(ConfigError, match="workers"):
         settings(tmp_path, workers=-1)
+
+
+def test_the_choice_of_kernels_is_the_training_s_alone(tmp_path):
+    seen = []
+
+    def watched(model, data):
+        seen.append(torch.backends.cudnn.benchmark)
+        return loss(model, data)
+
+    def broken(model, data):
+        raise OSError("no more")
+
+    (tmp_path / "file").write_text("")
+    for out, chosen, error in ((tmp_path / "file", loss, ConfigError), (tmp_path / "b", broken, OSError)):
+        with pytest.raises(error):
+            train(settings(out, steps=2), network(), batch, chosen)
+        assert not torch.backends.cudnn.benchmark
+    train(settings(tmp_path / "c", steps=2), network(), batch, watched)
+    assert seen == [True, True] and not torch.backends.cudnn.benchmark

@@ -641,7 +641,7 @@ def test_one_attention_with_the_others_masked_is_that_of_each_added_up_by_psi(up
     assert not torch.allclose(fast, alone, rtol=1e-3)
 
 
-def test_a_fused_lora_costs_no_more_operations_than_the_pipeline_alone(up, people):
+def test_a_fused_lora_costs_no_more_operations_than_a_call_without_people(up, people):
     """Of one person, from the second step on: the prompt's keys and values are there, and peft is passed by."""
     latents, prompt, timestep = torch.zeros(2, 4, 16, 16), torch.zeros(2, 48, WIDTH), torch.tensor(9)
     layers = [module for module in up.unet.modules() if hasattr(module, "lora_A")]
@@ -660,6 +660,10 @@ def test_a_fused_lora_costs_no_more_operations_than_the_pipeline_alone(up, peopl
                     again = draw_a_step()
                 torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-5)
                 assert len(ours.found) <= len(alone.found) * (1 if count == 1 else 1.15)
+                assert all("forward" in vars(layer) for layer in layers if layer.merged) and layers[0].merged
+                with torch.autocast("cpu", torch.bfloat16):
+                    draw_a_step()
+                torch.testing.assert_close(draw_a_step(), plain, rtol=1e-4, atol=1e-5)
                 prompt.add_(1)  # in place, and still another prompt
                 other = draw_a_step()
                 torch.testing.assert_close(other, draw_a_step(prompt.clone()))
@@ -667,6 +671,21 @@ def test_a_fused_lora_costs_no_more_operations_than_the_pipeline_alone(up, peopl
                 prompt.sub_(1)
             assert not any("forward" in vars(layer) for layer in layers)
             assert torch.equal(draw_a_step(), plain)
+
+
+def test_what_is_kept_of_a_prompt_while_a_lora_is_fused_ends_with_it(up, people):
+    latents, prompt, timestep = torch.zeros(2, 4, 16, 16), torch.zeros(2, 48, WIDTH), torch.tensor(9)
+    for count in (1, 2):  # the same prompt, last inside the one and first inside the other
+        with torch.no_grad(), up.using(*people[:count], guided=True, columns=0):
+            plain = up.unet(latents, timestep, prompt).sample
+            with up.fused(count):
+                torch.testing.assert_close(up.unet(latents, timestep, prompt).sample, plain, rtol=1e-4, atol=1e-5)
+    with torch.inference_mode(), up.using(people[0], guided=True), up.fused(1):
+        prompt = torch.zeros(2, 48, WIDTH)  # an inference tensor has no version
+        first = up.unet(latents, timestep, prompt).sample
+        changed = up.unet(latents, timestep, prompt.add_(1)).sample
+        assert torch.equal(changed, up.unet(latents, timestep, prompt.clone()).sample)
+        assert not torch.allclose(changed, first)
 
 
 class Operations(TorchDispatchMode):

@@ -734,14 +734,17 @@ def test_batches_are_made_on_the_cpu_wherever_the_frozen_networks_are(place):
 
 
 def test_a_batch_that_is_packed_for_its_way_to_a_gpu_says_the_same_in_half_the_room(place):
-    model, batches = batches_of(quick("--nobody", "0"))
+    model, batches = batches_of(quick("--no-caption", "0.5"))
     batch = draw(batches)
-    packed = batch.packed()
+    packed, somebody = batch.packed(), batch.intrinsic.flatten(1).any(dim=1)
+    assert somebody.any() and not somebody.all()
     for name in ("intrinsic", "structure"):
-        assert torch.equal(getattr(packed, name).float(), getattr(batch, name))  # as they are stored, in half precision
-        assert getattr(packed, name).nbytes * 2 == getattr(batch, name).nbytes
+        stored, sent = getattr(batch, name), getattr(packed, name)
+        assert torch.equal(sent.float()[somebody], stored[somebody])  # as they are stored, in half precision
+        torch.testing.assert_close(sent.float(), stored, rtol=1e-3, atol=1e-4)  # nobody's is rounded
+        assert sent.nbytes * 2 == stored.nbytes
     assert packed.latents is batch.latents
-    assert torch.equal(model.eval().tokens(packed), model.tokens(batch))
+    torch.testing.assert_close(model.eval().tokens(packed), model.tokens(batch), rtol=1e-2, atol=1e-2)
 
 
 def test_torch_compile_captures_the_u_net_whole_in_both_stages(single):

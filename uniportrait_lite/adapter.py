@@ -88,7 +88,8 @@ class UniPortrait:
     """A pipeline that knows people: see `attach`, `identity`, `__call__`, `using` and `detach`.
 
     Outside `using` and `__call__` the pipeline does what it did before. Identities are set by thread (and by task of
-    asyncio), not in the pipeline: threads may share it, and their U-Net calls take turns.
+    asyncio), not in the U-Net: threads may share it, and their calls of it take turns. What else a pipeline holds, its
+    scheduler and tokenizer, has a state, so each thread needs a pipeline around the U-Net with its own of these.
     """
 
     def __init__(
@@ -224,10 +225,11 @@ class UniPortrait:
     @property
     def _place(self) -> tuple[torch.device, torch.dtype]:
         """The U-Net's device and dtype. diffusers goes through all of its layers to tell them, which takes as long as
-        a third of a step: it is asked again where a weight of ours, which moves with them, is found elsewhere."""
+        a third of a step: it is asked again where a weight of ours, which moves with them, is found elsewhere, and
+        after `detach`, when it no longer does."""
         weight = next(self.id_attention.parameters())
         there = (weight.device, weight.dtype)
-        if self._known is None or self._known[0] != there:
+        if self._known is None or self._known[0] != there or not self.injection.attached:
             self._known = there, (self.unet.device, self.unet.dtype)
         return self._known[1]
 
@@ -383,7 +385,8 @@ class UniPortrait:
         """Inside it pictures of this number of people are drawn faster, and no others can be.
 
         The LoRA for them is added to the U-Net's weights in place of being computed beside them, 4% of a picture at
-        full size; pictures differ by rounding. Afterwards the weights are what they were, bit for bit. Raises
+        full size; pictures differ by rounding. The last prompt's keys and values are kept from step to step: neither
+        weights nor adapters may be changed inside. Afterwards the weights are what they were, bit for bit. Raises
         `ConfigError` where another LoRA is active, and inside for another number of people or for none.
         """
         self._check_attached()

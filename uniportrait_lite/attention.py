@@ -123,7 +123,7 @@ def _added(out: Tensor, weight: float | Tensor, branch: Tensor) -> Tensor:
     """out + weight * branch, in one operation; a weight that is no number is (B, 1 or L, 1), the others have heads."""
     if isinstance(weight, Tensor):
         return torch.addcmul(out, weight.unsqueeze(1), branch)
-    return torch.add(out, branch, alpha=weight)
+    return torch.add(out, branch, alpha=float(weight))
 
 
 def _bare_copy(linear: nn.Module) -> nn.Linear:
@@ -270,7 +270,7 @@ class SelfAttnProcessor(AttnProcessor2_0):
     ) -> Tensor:
         """Positions (B, L, C) -> positions (B, L, C). Diffusers gives identities and image prompts to all layers."""
         plain = hidden_states.ndim == 3 and encoder_hidden_states is None and attention_mask is None
-        if style is None and not plain:  # none of SD 1.5's
+        if style is None and not plain:  # of pictures or with a text of their own; SD 1.5 has none
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
         projections = [project(hidden_states) for project in (attn.to_q, attn.to_k, attn.to_v)]
         out = attend(attn, *(projections if style is None else style.share(*projections)))
@@ -286,13 +286,13 @@ class IDAttention(nn.ModuleDict):
     def __init__(self, layers: Mapping[str, IDAttnProcessor], replaced: Mapping[str, object]):
         super().__init__({name.replace(".", "/"): layer for name, layer in layers.items()})
         self.replaced = replaced
-        self.users: tuple[nn.Module, list[nn.Module]] | None = None  # the U-Net last asked about, its layers
+        self._layers: tuple[nn.Module, list[nn.Module]] | None = None  # the U-Net last asked about, its layers
 
     def in_place(self, unet: UNet2DConditionModel) -> bool:
-        """Whether the U-Net still uses these projections: another extension may have replaced them since."""
-        if self.users is None or self.users[0] is not unet:
-            self.users = unet, [unet.get_submodule(layer.name) for layer in self.values()]
-        return all(user.processor is layer for user, layer in zip(self.users[1], self.values(), strict=True))
+        """Whether the layers still use these projections: another extension may have replaced them since."""
+        if self._layers is None or self._layers[0] is not unet:
+            self._layers = unet, [unet.get_submodule(layer.name) for layer in self.values()]
+        return all(layer.processor is ours for layer, ours in zip(self._layers[1], self.values(), strict=True))
 
     def detach(self, unet: UNet2DConditionModel) -> None:
         """Gives the U-Net its former processors back, the same objects."""

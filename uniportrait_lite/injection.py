@@ -123,7 +123,7 @@ class Injection:
         self._turn = threading.RLock()
         self._layers: Mapping[str, list] = {lora: list(lora_layers(unet, lora).values()) for lora in self.loras}
         self._fused: str | None = None
-        self._prompt: tuple[torch.Tensor, int, dict] | None = None  # of the last call, while a LoRA is fused
+        self._prompt: tuple[torch.Tensor, tuple, dict] | None = None  # of the last call, while a LoRA is fused
         self._use(None)
         self._former = unet.__dict__.get("forward")  # accelerate's offloading has one here
         self._forward = unet.forward
@@ -177,7 +177,7 @@ class Injection:
                 for layer in layers:
                     layer.merge(adapter_names=[lora])
                     if layer in plain:
-                        layer.forward = layer.get_base_layer().forward  # peft's takes time to find nothing to add
+                        layer.forward = layer.get_base_layer().__call__  # peft's takes time to find nothing to add
                 self._fused = lora
             yield
         finally:
@@ -233,13 +233,15 @@ class Injection:
     def _text(self, embeds: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]] | None:
         """Where layers keep the keys and values of a prompt (B, T, D): from step to step they and the weights stay.
 
-        None in the capture of a CUDA graph, whose replays may be for other prompts.
+        None where that cannot be known: of inference tensors, which do not tell of changes, and in the capture of a
+        CUDA graph, whose replays may be for other prompts.
         """
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        if embeds.is_inference() or embeds.is_cuda and torch.cuda.is_current_stream_capturing():
             return None
-        version = 0 if embeds.is_inference() else embeds._version
-        if self._prompt is None or self._prompt[0] is not embeds or self._prompt[1] != version:
-            self._prompt = embeds, version, {}
+        kind = embeds.device.type
+        state = embeds._version, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+        if self._prompt is None or self._prompt[0] is not embeds or self._prompt[1] != state:
+            self._prompt = embeds, state, {}
         return self._prompt[2]
 
     @torch.compiler.disable

@@ -107,11 +107,12 @@ def train(
         mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=not torch.cuda.is_available()
     )
     graphs = graphs and accelerator.device.type == "cuda" and accelerator.num_processes == 1
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True  # batches have few shapes: their convolutions' kernels are chosen by trial
     run = _Run(config, accelerator, model, no_muon, rate, depends_on or {}, graphs)
-    wrapped = accelerator.prepare(model)
+    wrapped, before = accelerator.prepare(model), torch.backends.cudnn.benchmark
     try:
+        torch.backends.cudnn.benchmark = (
+            True  # batches have few shapes: their convolutions' kernels are chosen by trial
+        )
         run.resume()
         ahead = _ahead(config, batch, run.step, accelerator)
         try:
@@ -194,7 +195,7 @@ def _ahead(config: LoopConfig, batch: Callable, step: int, accelerator) -> Gener
     elif workers and not FORKS:
         raise ConfigError("workers are forked, which only Linux does well: give workers 0")
     more = {"prefetch_factor": 2, "multiprocessing_context": "fork", "worker_init_fn": _alone} if workers else {}
-    data = _Data(batch, config.seed, accelerator.process_index, packed=cuda and workers > 0)
+    data = _Data(batch, config.seed, accelerator.process_index, packed=cuda)
     made = iter(DataLoader(data, batch_size=None, sampler=itertools.count(step), num_workers=workers,
                            collate_fn=lambda made: made, pin_memory=cuda and workers > 0, **more))  # fmt: skip
     try:

@@ -83,7 +83,7 @@ def _train(name: str, profile: str, out: Path, settings: dict) -> None:
 
 
 def _batches(folder: Path, file: Path) -> dict[str, dict]:
-    """The batches that fill this machine's GPU, kept in `file` for another machine that goes on."""
+    """The batches for this machine's GPU, by its memory, kept in `file` for another machine that goes on."""
     if not file.exists():
         share = 0.0
         if torch.cuda.is_available():

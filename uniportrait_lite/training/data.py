@@ -54,7 +54,8 @@ class Batch:
         return replace(self, **{k: v.to(device, non_blocking=True) for k, v in tensors.items() if v is not None})
 
     def packed(self) -> "Batch":
-        """As it travels to a GPU: face features, nearly all of it, in half precision, as they are stored."""
+        """As it travels to a GPU: face features, nearly all of it, in half precision, as they are stored. Those of
+        nobody, and vectors in place of maps, are rounded."""
         return replace(self, intrinsic=self.intrinsic.half(), structure=self.structure.half())
 
     def pin_memory(self) -> "Batch":
