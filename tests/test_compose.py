@@ -333,7 +333,7 @@ def test_the_compose_protocol_runs_and_says_what_could_not_be_measured(tmp_path,
     assert result["swapped"]["changed_outside"] == 0 and result["swapped"]["similar"] > result["swapped"]["to_the_old"]
     looks = {row["way"]: row for row in result["looks"]}
     assert all(row["look"] > row["plain"] for row in looks.values())
-    assert looks["style LoRA"]["look"] > looks["style LoRA, at 0.7"]["look"]
+    assert looks["style LoRA"]["similar"] < looks["style LoRA, at 0.7"]["similar"]  # less leaves more of them
     assert looks["style transfer"]["seconds"] > 1.3 * looks["style transfer"]["without"] > 0 < text["seconds"]
     table = (tmp_path / "compose.md").read_text()
     assert "| followed | seconds |" in table and "| plain | seconds | seconds without |" in " ".join(table.split())

@@ -663,8 +663,8 @@ print("the way up is right more often than chance:", bool(table[:, which].mean()
 
 # %% [markdown]
 # Better than chance, but not perfect, and these pairs are easy to tell apart: the routers that are shipped here are
-# small, and have been trained for minutes. The README's table of several people says how often a pair comes out right,
-# over 105 of them.
+# small, and have been trained for a few hours. The README's table of several people says how often a pair comes out
+# right, over 105 of them.
 #
 # ## 7. You say who is where
 #
@@ -849,7 +849,7 @@ print("routers that had a head start are right more often:", bool(np.mean(after[
 #
 # ## What the tiny scale cannot show
 #
-# * **How good routing gets.** Ours has had minutes of training; the paper's 150,000 steps on 120,000 pictures of
+# * **How good routing gets.** Ours has had a few hours of training; the paper's 150,000 steps on 120,000 pictures of
 #   several people, and its pairs come near the likeness of single portraits (67.3 and 71.1 in its tables).
 # * **Bodies.** Our people end at the shoulders. In real pictures a face's box says little about whose hand that is, and
 #   the paper cannot bind clothes or actions to a person either.
