@@ -110,9 +110,7 @@ def train(
     run = _Run(config, accelerator, model, no_muon, rate, depends_on or {}, graphs)
     wrapped, before = accelerator.prepare(model), torch.backends.cudnn.benchmark
     try:
-        torch.backends.cudnn.benchmark = (
-            True  # batches have few shapes: their convolutions' kernels are chosen by trial
-        )
+        torch.backends.cudnn.benchmark = True  # batches have few shapes: kernels for these are chosen by trial
         run.resume()
         ahead = _ahead(config, batch, run.step, accelerator)
         try:
