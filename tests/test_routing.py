@@ -80,7 +80,8 @@ def test_each_location_takes_the_attention_of_its_own_identity_alone():
     def branch(tokens, routing=None):
         conditions = IDConditions(tokens, routing=routing)
         psi = layer.psi(hidden, conditions)
-        return layer.identity_branch(attn, attn.to_q(hidden), conditions, psi).view(16, 16, -1)
+        query = attention.split(attn.to_q(hidden), attn.heads)
+        return attention.merge(layer.identity_branch(query, conditions, psi)).view(16, 16, -1)
 
     both = branch(tokens, Routing((16, 16), masks))
     torch.testing.assert_close(both[:, :8], branch(tokens[:, :1])[:, :8])

@@ -191,7 +191,7 @@ class IDAttnProcessor(nn.Module):
                 psi = self.psi(hidden_states, identities)
                 if identities.sentences is not None:
                     out = self.with_sentences(attn, query, out, identities, psi)
-                branch = self._identity_branch(query, identities, psi)
+                branch = self.identity_branch(query, identities, psi)
             out = _added(out, identities.weight(query.dtype), branch)
         if image_prompt is not None:
             weight = image_prompt.weight(query.dtype, query.shape[2])
@@ -217,12 +217,8 @@ class IDAttnProcessor(nn.Module):
         keys = identities.router_keys.get(self.name)
         return self.router.logits(hidden_states, self.router.keys(identities.tokens) if keys is None else keys)
 
-    def identity_branch(self, attn: Attention, query: Tensor, identities: IDConditions, psi: Tensor | None) -> Tensor:
-        """The attention of the text branch's query (B, L, inner) to the ID tokens of each location's identity."""
-        return merge(self._identity_branch(split(query, attn.heads), identities, psi))
-
-    def _identity_branch(self, query: Tensor, identities: IDConditions, psi: Tensor | None) -> Tensor:
-        """The same of (B, heads, L, d)."""
+    def identity_branch(self, query: Tensor, identities: IDConditions, psi: Tensor | None) -> Tensor:
+        """The attention of the text branch's query (B, heads, L, d) to the ID tokens of each location's identity."""
         key, value = identities.keys_values.get(self.name) or self.keys_values(identities.tokens)
         return _routed(query, key, value, psi)
 

@@ -16,7 +16,7 @@ from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from uniportrait_lite.attention import IDConditions, attend
+from uniportrait_lite.attention import IDConditions, attend, merge, split
 from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.muon import Muon
 from uniportrait_lite.toyworld.pretrain.noisy import draw_timesteps
@@ -62,7 +62,7 @@ def distil(model: SingleID, data: SceneData, config: SingleIDConfig) -> float:
         given, error = IDConditions(tokens.unsqueeze(1)), 0
         for layer, attention, questions, changes, scale in layers:
             question, change = (x[faces].to(device).float() for x in (questions, changes))
-            answer = layer.identity_branch(attention, question, given, None)
+            answer = merge(layer.identity_branch(split(question, attention.heads), given, None))
             error = error + F.mse_loss(answer, change) / scale / len(layers)
         error.backward()
         for optimiser, _ in optimisers:
