@@ -675,7 +675,7 @@ def test_a_fused_lora_costs_no_more_operations_than_a_call_without_people(up, pe
 
 
 def test_what_is_kept_of_a_prompt_while_a_lora_is_fused_ends_with_it(up, people):
-    latents, prompt, timestep = torch.zeros(2, 4, 16, 16), torch.zeros(2, 48, WIDTH), torch.tensor(9)
+    latents, prompt, timestep = torch.zeros(2, 4, 16, 16), torch.ones(2, 48, WIDTH), torch.tensor(9)
     for count in (1, 2):  # the same prompt, last inside the one and first inside the other
         with torch.no_grad(), up.using(*people[:count], guided=True, columns=0):
             plain = up.unet(latents, timestep, prompt).sample
