@@ -90,11 +90,11 @@ def train(
     `evaluate(model, step)` is logged after every `evaluate_every` steps, with `evaluate_first` before the first, too.
 
     `batch(step, generator)` makes the step's data on the CPU, drawing from that generator alone, so that `workers` may
-    make it ahead: a tensor, or a list, tuple, dict or dataclass of these; what has a `packed()` goes to a GPU as this
-    returns it. `loss(model, batch)` gets it on the model's device and returns a dict whose "loss" is minimised and
-    whose other scalars are logged, with "waiting", the share of a step's time that went by until its data was there (on
-    CUDA the network may still be working then). A parameter learns at `rate(name)` times the learning rate. Under
-    several processes each gets generators of its own and `model` is wrapped, so `loss` must go through `model(...)`.
+    make it ahead: a tensor, or a list, tuple, dict or dataclass of these. `loss(model, batch)` gets it on the model's
+    device and returns a dict whose "loss" is minimised and whose other scalars are logged, with "waiting", the share of
+    a step's time that went by until its data was there (on CUDA the network may still be working then). A parameter
+    learns at `rate(name)` times the learning rate. Under several processes each gets generators of its own and `model`
+    is wrapped, so `loss` must go through `model(...)`.
     Afterwards `model` holds the averaged weights where `ema` is set. Continues from `out/checkpoint.pt` where there is
     one, unless that was made with other settings or with another `depends_on`: what else decides the weights, such as
     data and frozen networks. `graphs`: steps as CUDA graphs (graphs.py), on one CUDA device.
@@ -168,14 +168,13 @@ def _steps(run, accelerator, wrapped, model, ahead, loss, evaluate, evaluate_eve
 
 
 class _Data(Dataset):
-    """Step k -> its data, the same in whichever process it is made; `packed`, where it can be, for its way to a GPU."""
+    """Step k -> its data, the same in whichever process it is made."""
 
-    def __init__(self, batch: Callable[[int, torch.Generator], Any], seed: int, process: int, packed: bool):
-        self.batch, self.seed, self.process, self.packed = batch, seed, process, packed
+    def __init__(self, batch: Callable[[int, torch.Generator], Any], seed: int, process: int):
+        self.batch, self.seed, self.process = batch, seed, process
 
     def __getitem__(self, step: int) -> Any:
-        made = self.batch(step, torch.Generator().manual_seed(_mix(self.seed, step, self.process, 1)))
-        return made.packed() if self.packed and hasattr(made, "packed") else made
+        return self.batch(step, torch.Generator().manual_seed(_mix(self.seed, step, self.process, 1)))
 
 
 FORKS = sys.platform.startswith("linux")  # a batch's function cannot be sent to a new process, and macOS forks badly
@@ -193,7 +192,7 @@ def _ahead(config: LoopConfig, batch: Callable, step: int, accelerator) -> Gener
     elif workers and not FORKS:
         raise ConfigError("workers are forked, which only Linux does well: give workers 0")
     more = {"prefetch_factor": 2, "multiprocessing_context": "fork", "worker_init_fn": _alone} if workers else {}
-    data = _Data(batch, config.seed, accelerator.process_index, packed=cuda)
+    data = _Data(batch, config.seed, accelerator.process_index)
     made = iter(DataLoader(data, batch_size=None, sampler=itertools.count(step), num_workers=workers,
                            collate_fn=lambda made: made, pin_memory=cuda and workers > 0, **more))  # fmt: skip
     try:

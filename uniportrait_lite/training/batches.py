@@ -25,7 +25,7 @@ class Batches:
         self.config, self.data, self.timesteps, self.intrinsic = config, data, timesteps, intrinsic
         self.sentences = getattr(config, "sentences", 0.0)  # the single-ID stage has none
         self.no_text = tokenize(data.tokenizer, [""])[0]
-        self.no_structure = data.features.unconditional().structure.cpu()
+        self.no_structure = data.features.unconditional().structure.half().cpu()
         if intrinsic == "global":  # on the CPU, where batches are made
             self.head = copy.deepcopy(data.features.backbone.head).cpu()
 
@@ -62,11 +62,11 @@ class Batches:
 
     @torch.no_grad()
     def as_vector(self, intrinsic: Tensor) -> Tensor:
-        """The face's one vector (B,N,1,D) from the stored map (B,N,49,C): the rest of the backbone."""
+        """The face's one vector (B,N,1,D), float16, from the stored map (B,N,49,C): the rest of the backbone."""
         batch, people, length, _ = intrinsic.shape
         side = round(length**0.5)
-        maps = intrinsic.flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))
-        return self.head(maps).view(batch, people, 1, -1)
+        maps = intrinsic.float().flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))
+        return self.head(maps).view(batch, people, 1, -1).half()
 
 
 class GroupBatches:

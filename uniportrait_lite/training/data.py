@@ -28,8 +28,8 @@ DETAILS = {"scene": 0.70, "short": 0.15, "full": 0.15}  # identity has to come f
 class Batch:
     """One training batch of B samples with N identities each, in any order.
 
-    latents and noise float32 (B,c,h,w); timesteps int64 (B,); text token ids int64 (B,48); F_r float32 (B,N,L_r,C_r)
-    and F_s float32 (B,N,L_s,C_s); boxes float32 (B,N,4), left, top, right and bottom of the faces in shares of the
+    latents and noise float32 (B,c,h,w); timesteps int64 (B,); text token ids int64 (B,48); F_r float16 (B,N,L_r,C_r)
+    and F_s float16 (B,N,L_s,C_s), as they are stored, since they are nearly all of a batch; boxes float32 (B,N,4), left, top, right and bottom of the faces in shares of the
     picture, and features (B,N,4), of what lies around brows, eyes, nose and mouth; active bool (B,), whether the ID
     branch is on; temperature (), that of the routing's noise; sentences token ids (B,N,48), what is said of each
     identity alone, and said bool (B,N), of whom something is.
@@ -52,11 +52,6 @@ class Batch:
         """The same batch on another device."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: v.to(device, non_blocking=True) for k, v in tensors.items() if v is not None})
-
-    def packed(self) -> "Batch":
-        """As it travels to a GPU: face features, nearly all of it, in half precision, as they are stored. Those of
-        nobody, and vectors in place of maps, are rounded."""
-        return replace(self, intrinsic=self.intrinsic.half(), structure=self.structure.half())
 
     def pin_memory(self) -> "Batch":
         """The same batch where CUDA copies from without waiting; torch's loader calls this."""
@@ -136,7 +131,8 @@ class SceneData:
         size = np.float32([self.scenes.spec.width, 128] * 2)
         parts["boxes"] = self.scenes.boxes.reshape(-1, 4)[face] / size
         parts["features"] = feature_boxes(self.scenes.landmarks.reshape(-1, 5, 2)[face]) / size
-        return {k: torch.from_numpy(v.astype(np.int64 if k == "text" else np.float32)) for k, v in parts.items()}
+        kinds = {"text": np.int64, "intrinsic": np.float16, "structure": np.float16}
+        return {k: torch.from_numpy(v.astype(kinds.get(k, np.float32), copy=False)) for k, v in parts.items()}
 
     def sentences(self, drawn: dict[str, np.ndarray]) -> Tensor:
         """Token ids (B,n,48) of what may be said of each face's person alone; scenes of several have such words."""
@@ -151,7 +147,7 @@ class SceneData:
     def _stored(self, name: str, faces: np.ndarray) -> np.ndarray:
         """Stored features (B,n,L,C) of faces by their numbers (B,n)."""
         scenes, places = np.divmod(faces.ravel(), self.per_scene)
-        rows = self.faces.rows(name, scenes)[np.arange(len(scenes)), places]
+        rows = self.faces.rows(name, scenes, places)
         return rows.reshape(*faces.shape, *rows.shape[1:])
 
     def crops(self, faces: Sequence[int]) -> np.ndarray:

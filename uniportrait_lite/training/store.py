@@ -37,16 +37,17 @@ class Store:
             bar.update(len(chunks) - bar.n)
         return self
 
-    def rows(self, name: str, indices: Sequence[int]) -> np.ndarray:
-        """The rows of the array `name` at `indices`, stacked."""
-        return np.stack([self._memory(name, i // self.chunk)[i % self.chunk] for i in map(int, indices)])
+    def rows(self, name: str, indices: Sequence[int], places: Sequence[int] | None = None) -> np.ndarray:
+        """The rows of the array `name` at `indices`, stacked; with `places` only that part of each, row[place]."""
+        rows = [self._memory(name, i // self.chunk)[i % self.chunk] for i in map(int, indices)]
+        return np.stack(rows if places is None else [row[k] for row, k in zip(rows, map(int, places), strict=True)])
 
     def _path(self, chunk: int) -> Path:
         return self.folder / f"{chunk:03d}"
 
     def _memory(self, name: str, chunk: int) -> np.ndarray:
         if (name, chunk) not in self._open:
-            self._open[name, chunk] = np.load(self._path(chunk) / f"{name}.npy", mmap_mode="r")
+            self._open[name, chunk] = np.asarray(np.load(self._path(chunk) / f"{name}.npy", mmap_mode="r"))
         return self._open[name, chunk]
 
     def _claim(self, chunk: int, batch: int, wait: bool) -> bool:
