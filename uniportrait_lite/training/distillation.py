@@ -27,6 +27,7 @@ from uniportrait_lite.training.settings import SingleIDConfig
 PLACES = 32  # locations of each picture whose questions are kept, of each layer
 PICTURES = 4000  # of the training's, at most: more take minutes to record (2,000 had done as well)
 CHUNK = 50  # pictures in a pass
+WORDINGS = 8  # captions of each kind whose answers are averaged: half of what one changes is how it happens to be put
 BATCH = 24  # faces in a step
 SILENT = 1e-3  # a layer whose text attention changes by less (its variance) has nothing to teach
 
@@ -83,7 +84,8 @@ def _optimisers(model: SingleID) -> list[tuple[torch.optim.Optimizer, float]]:
 @torch.no_grad()
 def _record(model: SingleID, data: SceneData, count: int, generator: torch.Generator) -> dict[str, Answers]:
     """By layer: questions (S, P, inner) of locations of S noised pictures, and by how much the text attention's answer
-    to each changes, when the caption describes the face."""
+    to each changes, when the caption describes the face: in the mean of some captions that do and as many that do not.
+    """
     device, found = next(model.unet.parameters()).device, {}
     for start in tqdm(range(0, count, CHUNK), desc="recording what words say", unit="chunk"):
         scenes = np.arange(start, min(start + CHUNK, count))
@@ -92,30 +94,38 @@ def _record(model: SingleID, data: SceneData, count: int, generator: torch.Gener
         noisy = model.scheduler.add_noise(clean, torch.randn(clean.shape, generator=generator), timesteps)
         mixed = torch.autocast(device.type, torch.bfloat16, enabled=model.bf16)
         with mixed, disable_input_dtype_casting(model.unet, active=model.bf16):
-            full, plain = (_text(model, data, scenes, detail) for detail in ("full", "scene"))
-            with _listening(model, plain, generator) as heard:
-                model.unet(noisy.to(device), timesteps.to(device), full)
+            full, plain = (
+                [_text(model, data, scenes, detail, seed) for seed in range(WORDINGS)] for detail in ("full", "scene")
+            )
+            with _listening(model, full, plain, generator) as heard:
+                model.unet(noisy.to(device), timesteps.to(device), full[0])
         for layer, answer in heard.items():
             found.setdefault(layer, []).append(answer)
     return {layer: tuple(torch.cat(part) for part in zip(*parts, strict=True)) for layer, parts in found.items()}
 
 
 @contextmanager
-def _listening(model: SingleID, plain: Tensor, generator: torch.Generator) -> Iterator[dict[str, Answers]]:
-    """Inside it, passes of the U-Net leave here what `_record` keeps; `plain` is the text to compare with."""
+def _listening(
+    model: SingleID, full: list[Tensor], plain: list[Tensor], generator: torch.Generator
+) -> Iterator[dict[str, Answers]]:
+    """Inside it, passes of the U-Net leave here what `_record` keeps, of the texts that describe the face and those
+    that do not."""
     heard: dict[str, Answers] = {}
 
-    def listen(layer: str, attn: nn.Module, hidden: Tensor, text: Tensor) -> None:
+    def listen(layer: str, attn: nn.Module, hidden: Tensor) -> None:
         places = torch.randperm(hidden.shape[1], generator=generator)[:PLACES].to(hidden.device)
         question = attn.to_q(hidden[:, places])
-        described, said = (attend(attn, question, attn.to_k(words), attn.to_v(words)) for words in (text, plain))
+        described, said = (
+            sum(attend(attn, question, attn.to_k(text), attn.to_v(text)) for text in texts) / len(texts)
+            for texts in (full, plain)
+        )
         heard[layer] = (question.half().cpu(), (described - said).half().cpu())
 
     def hook(layer: str):
-        return lambda attn, args, kwargs: listen(layer, attn, args[0], kwargs["encoder_hidden_states"])
+        return lambda attn, args: listen(layer, attn, args[0])
 
     hooks = [
-        model.unet.get_submodule(layer.name).register_forward_pre_hook(hook(layer.name), with_kwargs=True)
+        model.unet.get_submodule(layer.name).register_forward_pre_hook(hook(layer.name))
         for layer in model.id_attention.values()
     ]
     try:
@@ -125,6 +135,6 @@ def _listening(model: SingleID, plain: Tensor, generator: torch.Generator) -> It
             handle.remove()
 
 
-def _text(model: SingleID, data: SceneData, scenes: np.ndarray, detail: str) -> Tensor:
-    captions = [data.scenes.caption(int(scene), 0, detail) for scene in scenes]  # one seed: alike in all else
+def _text(model: SingleID, data: SceneData, scenes: np.ndarray, detail: str, seed: int) -> Tensor:
+    captions = [data.scenes.caption(int(scene), seed, detail) for scene in scenes]
     return model.text_encoder(tokenize(data.tokenizer, captions).to(model.text_encoder.device)).last_hidden_state
