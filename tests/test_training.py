@@ -443,6 +443,25 @@ def test_distillation_teaches_id_tokens_what_captions_say_and_nothing_else(place
         assert torch.equal(weight, same.get_parameter(name)), name
 
 
+def test_what_is_distilled_is_the_mean_of_several_wordings(place):
+    model, batches = batches_of(quick())
+    data, scenes = batches.data, np.arange(4)
+    full, plain = (
+        [distillation._text(model, data, scenes, detail, k) for k in range(2)] for detail in ("full", "scene")
+    )
+
+    @torch.no_grad()
+    def changes(which: slice) -> dict[str, torch.Tensor]:
+        with distillation._listening(model, full[which], plain[which], torch.Generator().manual_seed(0)) as heard:
+            model.unet(torch.from_numpy(data.latents[scenes]).float(), 500, full[0])
+        return {layer: change.float() for layer, (_, change) in heard.items()}
+
+    first, second, both = (changes(which) for which in (slice(1), slice(1, 2), slice(2)))
+    for layer in both:
+        torch.testing.assert_close(both[layer], (first[layer] + second[layer]) / 2, rtol=5e-3, atol=5e-4)
+        assert not torch.allclose(first[layer], second[layer], rtol=0.1)
+
+
 def test_distillation_needs_words_for_faces(place, monkeypatch):
     config = quick("--distil", "2")
     model, batches = batches_of(config)

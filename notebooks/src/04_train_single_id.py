@@ -559,7 +559,7 @@ print("untrained weights reach less than a quarter of the shipped ones:", untrai
 
 # %% [markdown]
 # Four minutes are little: the paper makes 300,000 steps of 128 portraits. With the diffusion loss alone, 700 steps of
-# 16 already take longer, and reach about two fifths of what the shipped weights do (`docs/experiments.md`). Most of
+# 16 already take longer, and reach about two fifths of what weights of their time did (`docs/experiments.md`). Most of
 # that time goes into learning, from a noisy loss, to tell the U-Net anything about a face at all.
 #
 # But the base model knows faces: by words. Where a caption goes on to describe the face, the *text* attention answers
@@ -570,12 +570,15 @@ print("untrained weights reach less than a quarter of the shipped ones:", untrai
 #
 # with the words $T$ of a caption that tells all and of one that says nothing of the face. The ID attention is added to
 # the text attention ([02_id_embedding](02_id_embedding.ipynb)), so $\Delta$ is what it should answer, from $F_r$ in
-# place of words: $\mathrm{Attn}(Q, W_k' F_{id}, W_v' F_{id}) \approx \Delta$. One pass of the U-Net over the 2,000
-# noised portraits records $Q$ and $\Delta$ at 32 positions of each, in each layer; then the ID embedding (without its
-# structure branch) and the ID keys and values learn this regression, without the U-Net, some ten steps in a second. So
-# words are **distilled** into ID tokens. It is our addition, and needs captions that describe faces. The diffusion loss
-# then adds what words do not say, and trains LoRA and structure branch, too. Its first 160 steps bring little: a rise
-# on eight people may be chance (`docs/experiments.md`). (`training/distillation.py`)
+# place of words: $\mathrm{Attn}(Q, W_k' F_{id}, W_v' F_{id}) \approx \Delta$. Two captions of one picture may put it
+# quite differently, and from half to three quarters of what a single one changes is just that. No face can tell, so
+# $\Delta$ is the mean over eight captions of each kind.
+#
+# One pass of the U-Net over the 2,000 noised portraits records $Q$ and $\Delta$ at 32 positions of each, in each layer;
+# then the ID embedding (without its structure branch) and the ID keys and values learn this regression, without the
+# U-Net, some ten steps in a second. So words are **distilled** into ID tokens. It is our addition, and needs captions
+# that describe faces. The diffusion loss then adds what words do not say, and trains LoRA and structure branch, too;
+# its first 160 steps bring little (`docs/experiments.md`). (`training/distillation.py`)
 #
 # Now train. The settings below are the package's, but for what suits a few minutes: 1,600 steps of distillation, then
 # 160 of the paper's training, of 2,000 portraits, 16 in a batch; hardly a warm-up, a shorter average, coarse timesteps.
@@ -613,6 +616,7 @@ assert last["unseen_face"] < last["unseen_face_without_id"] < last["unseen_face_
 others = [line["facesim_others"] for line in log if "facesim" in line][-1]
 assert similarity[steps] > max(others, untrained["facesim"])
 print("portraits of unseen people are more alike to them than to others, and than before the run")
+print("these minutes reach more than half of the shipped weights' similarity:", similarity[steps] > goal["half of it"])
 
 # %% [markdown]
 # Read the left panel first. The loss on unseen people lies below that without ID tokens from step 0 on: distillation
