@@ -44,9 +44,9 @@ def test_outputs_are_those_of_the_published_implementation(replay, name):
 
 
 @pytest.mark.parametrize("name", UNET)
-@pytest.mark.parametrize("way", ["cached", "fused"])
-def test_keys_and_values_computed_once_or_a_fused_lora_change_nothing(replay, name, way):
-    assert replay.case(name, **{way: True}).relative < parity.TOLERANCE
+@pytest.mark.parametrize("ways", [("cached",), ("fused",), ("cached", "fused")])
+def test_keys_and_values_computed_once_or_a_fused_lora_change_nothing(replay, name, ways):
+    assert replay.case(name, **dict.fromkeys(ways, True)).relative < parity.TOLERANCE
 
 
 def captured():
@@ -68,14 +68,18 @@ def test_compiled_code_computes_the_same(replay):
     torch.compiler.reset()
 
 
-def test_half_precision_is_near_and_moves_a_border_of_the_routing_at_most(tmp_path):
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float16, 0.005), (torch.bfloat16, 0.04)])
+def test_half_precision_is_near_and_moves_a_border_of_the_routing_at_most(tmp_path, dtype, allowed):
     """Where two people's logits are almost equal, rounding may give a location to the other one: a few large errors."""
-    for case in parity.Replay(DATA, tmp_path, torch.float16).run("unet"):
-        assert case.actual.dtype == torch.float16
+    names = []
+    for case in parity.Replay(DATA, tmp_path, dtype).run():
+        assert case.actual.dtype == dtype
         routed = case.name in ("unet/ids=2", "unet/ids=2,ip_scale=0.6", "unet/ids=3")
         error = case.actual.float() - case.expected
-        assert error.square().mean().sqrt() < (0.1 if routed else 0.01) * case.expected.std(), case.name
-        assert routed or case.relative < 0.05, case.name
+        assert error.square().mean().sqrt() < (0.1 if routed else allowed) * case.expected.std(), case.name
+        assert routed or case.relative < 5 * allowed, case.name
+        names.append(case.name)
+    assert names == NAMES
 
 
 def test_the_small_files_have_the_keys_and_shapes_that_the_cases_name(replay):
@@ -108,11 +112,25 @@ def test_the_command_replays_any_salt_and_sizes_and_tells_wrong_outputs(tmp_path
     assert relative.keys() == set(names)
     assert relative.pop("unet/ids=4") == pytest.approx(2e-3, rel=0.02)
     assert max(relative.values()) < 1e-5
+    save_file(
+        {names[0]: torch.full_like(ours[names[0]], torch.nan), names[1]: ours[names[1]]},
+        tmp_path / "outputs.safetensors",
+    )
+    assert parity.main([str(tmp_path)]) == 1 and "the worst is nan" in capsys.readouterr().out
+    save_file({}, tmp_path / "outputs.safetensors")
+    with pytest.raises(SystemExit, match="2"):
+        parity.main([str(tmp_path)])
     save_file({names[0]: ours[names[0]]}, tmp_path / "outputs.safetensors")
     assert parity.main([str(tmp_path)]) == 0
     assert not os.listdir(tmp_path / "temporary")
 
 
-def test_an_option_that_is_not_known_is_no_silent_pass(replay):
+def test_an_option_that_is_not_known_is_no_silent_pass(replay, tmp_path):
     with pytest.raises(ValueError, match="sharpen"):
         replay.unet("ids=1,sharpen", (2, 4, 16, 16))
+    cases = json.loads((DATA / "cases.json").read_text())
+    cases["unet"]["lora_network_alpha"] = 8
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    shutil.copy(DATA / "outputs.safetensors", tmp_path)
+    with pytest.raises(ValueError, match="lora_network_alpha is 8"):
+        parity.Replay(tmp_path, tmp_path)

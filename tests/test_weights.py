@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,7 +33,7 @@ unet: {steps: 2, portraits: 40, groups: 40, batch: 4, widths: [16, 32], head_wid
 pose: {steps: 2, portraits: 40, groups: 40, batch: 2, embedding: [4, 4, 8, 8]}
 edges: {steps: 2, portraits: 40, groups: 40, batch: 2, embedding: [4, 4, 8, 8]}
 image: {steps: 2, portraits: 40, groups: 40, batch: 2}
-single_id: {steps: 2, portraits: 40, batch: 4, lora_rank: 2}
+single_id: {steps: 2, portraits: 40, batch: 4, lora_rank: 2, distil: 0}
 multi_id: {steps: 2, groups: 40, batch: 4}
 """
 
@@ -60,12 +62,14 @@ def test_one_command_trains_a_world_of_ones_own_from_nothing_and_another_onward(
     assert cli.main(["weights", "--profile", "./mine"]) == 0
     records = {path.name.split(".")[0]: json.loads(path.read_text()) for path in mine.rglob("*.recipe.json")}
     parts = set(weights.SHARES) - set(pretrain.TOY)
-    assert set(records) == parts and all(record["steps"] == 2 for record in records.values())
+    assert set(records) == parts
+    assert all(record["steps"] == (1 if name == "vae_decoder" else 2) for name, record in records.items())
     assert all(0 <= line["waiting"] <= 1 for record in records.values() for line in record["curve"] if "loss" in line)
-    assert all(f"| `python -m uniportrait_lite {verb} {name}" in (mine / "README.md").read_text()
-               for name in records for verb in [("train" if name in weights.STAGES else "pretrain")])  # fmt: skip
+    for name in parts - {"vae_decoder"}:
+        verb = "train" if name in weights.STAGES else "pretrain"
+        assert f"| `python -m uniportrait_lite {verb} {name}" in (mine / "README.md").read_text(), name
     assert not (mine.parent / "data").exists()
-    assert {path.name for path in (mine.parent / "runs" / "mine").iterdir()} == parts
+    assert {path.name for path in (mine.parent / "runs" / "mine").iterdir()} == parts | {"batches.json"}
     up = load("./mine", device="cpu")
     assert up.unet.config.block_out_channels == [16, 32] and up.pipe.vae.config.latent_channels == 4
     ControlNetModel.from_pretrained(mine / "controlnet" / "pose")
@@ -75,12 +79,29 @@ def test_one_command_trains_a_world_of_ones_own_from_nothing_and_another_onward(
     assert image.size == (128, 128)
 
     before = {path: load_file(path) for path in mine.rglob("*.safetensors")}
-    weights.run("./mine")  # all parts are done: nothing is trained again
-    for path, tensors in before.items():
-        again = load_file(path)
-        assert again.keys() == tensors.keys() and all(torch.equal(again[k], tensors[k]) for k in tensors), path
-    assert "step 3 " not in capsys.readouterr().out
+    _elsewhere(mine, before, capsys)
     _onward(mine, monkeypatch, before)
+    files = {path: path.read_bytes() for path in mine.rglob("*.*") if path.is_file() and path.name != "README.md"}
+    capsys.readouterr()
+    weights.run("./mine")  # all parts are done: what was trained on since stays
+    assert all(path.read_bytes() == data for path, data in files.items())
+    assert capsys.readouterr().out.count("done before") == len(parts)
+
+
+def _elsewhere(mine: Path, before: dict, capsys) -> None:
+    """Another machine has a copy of the profile and of the runs, stopped before the last parts had been marked done."""
+    for name in ("image", "single_id", "multi_id"):
+        (Path("runs/mine") / name / "done").unlink()
+    there = mine.parent / "there" / "mine"
+    shutil.copytree(mine, there)
+    capsys.readouterr()
+    weights.run(str(there))
+    said = capsys.readouterr().out
+    assert said.count("done before") == len(weights.SHARES) - len(pretrain.TOY) - 3
+    assert "step 1 " not in said and "step 2 " not in said  # it has only written what it had learned
+    for path, tensors in before.items():
+        again = load_file(there / path.relative_to(mine))
+        assert again.keys() == tensors.keys() and all(torch.equal(again[k], tensors[k]) for k in tensors), path
 
 
 def _onward(mine: Path, monkeypatch, before: dict) -> None:
@@ -130,6 +151,34 @@ def test_hours_are_shared_out_among_the_parts(mine):
     (single,) = parts["single_id"].args
     assert single.steps is None and single.hours == pytest.approx(1.4) and single.portraits == 40
     assert weights.plan("./mine", None)["unet"].keywords == {}
+    assert single.distil == 0 and weights.plan("tiny", None)["single_id"].args[0].distil == weights.DISTIL
+
+
+def test_a_part_that_is_trained_again_takes_all_that_follows_along(mine, monkeypatch):
+    trained = []
+    names = [name for name in weights.SHARES if name not in pretrain.TOY]
+    monkeypatch.setattr(weights, "plan", lambda *_: {name: partial(trained.append, name) for name in names})
+    monkeypatch.setattr(weights.report, "write", lambda *_: None)
+    weights.run("./mine")
+    assert trained == names
+    (Path("runs/mine/unet") / "done").unlink()
+    weights.run("./mine")
+    assert trained == names + names[names.index("unet") :]
+
+
+def test_batches_are_the_gpus_and_stay_those_when_another_machine_goes_on(mine, monkeypatch):
+    (mine / "profile.yaml").write_text("unet: {batch: 4}\n")
+    file = Path("batches.json")
+    assert weights.batches(mine, Path("cpu.json")) == {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    memory = SimpleNamespace(total_memory=weights.MEMORY / 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    found = weights.batches(mine, file)
+    assert found["single_id"] == {"batch": 256} and "unet" not in found
+    monkeypatch.undo()
+    assert weights.batches(mine, file) == found
+    parts = weights.plan(str(mine), None, found)
+    assert parts["single_id"].args[0].batch == 256 and parts["vae_decoder"].keywords["batch"] == 128
 
 
 def test_scenes_of_a_world_are_its_own_and_kept_apart(mine):

@@ -5,30 +5,22 @@ and every network goes on from where it was.
 """
 
 import importlib
-import json
 import os
 import shutil
 from pathlib import Path
 
-import torch
-
 from uniportrait_lite import checkpoints
 from uniportrait_lite.errors import ConfigError, WeightsError
-from uniportrait_lite.folders import data_folder, profile_settings
+from uniportrait_lite.folders import data_folder
 from uniportrait_lite.toyworld import pretrain
 from uniportrait_lite.toyworld.pretrain import report
 from uniportrait_lite.toyworld.pretrain.image import FILE
-from uniportrait_lite.toyworld.pretrain.record import write_json
-from uniportrait_lite.weights import PAGE, STAGES
+from uniportrait_lite.weights import DECODER, PAGE, STAGES, batches
 
 SHARES = {  # of the hours, in the order in which they need each other; the style LoRA is so short that it begins anew
     "vae": 0.07, "unet": 0.46, "pose": 0.04, "edges": 0.05, "image": 0.02, "style": 0.01, "single_id": 0.19,
     "multi_id": 0.16,
 }  # fmt: skip
-BATCHES = {  # on a GPU with 141 GB, as docs/experiments.md has them; for routers small ones, as they need steps
-    "vae": 256, "unet": 1024, "pose": 256, "edges": 256, "image": 128, "style": 64, "single_id": 512, "multi_id": 96,
-}  # fmt: skip
-MEMORY = 141e9
 
 
 def run(profile: str, hours: float | None) -> Path:
@@ -55,12 +47,12 @@ def run(profile: str, hours: float | None) -> Path:
     if missing := [str(path) for path in needed if not path.exists()]:
         raise WeightsError(f"{', '.join(missing)}: not there to go on from; train all of it first, without --onward")
     _copy(folder / "uniportrait", kept)
-    batches = _batches(folder, place / "batches.json")
+    sizes = batches(folder, place / "batches.json")
     parts = [name for name in SHARES if profile == "tiny" or name not in pretrain.TOY]
     for number, name in enumerate(parts, start=1):
         print(f"--- {name} ({number} of {len(parts)})", flush=True)
         if not (place / name / "done").exists():
-            settings = {"steps": None, "hours": hours * SHARES[name], "cooldown": 0.9, **batches.get(name, {})}
+            settings = {"steps": None, "hours": hours * SHARES[name], "cooldown": 0.9, **sizes.get(name, {})}
             if name in begin:
                 settings["start_from"] = str(begin[name])
             _train(name, profile, place / name, settings)
@@ -72,28 +64,16 @@ def run(profile: str, hours: float | None) -> Path:
 
 def _train(name: str, profile: str, out: Path, settings: dict) -> None:
     if name == "vae":
-        settings |= {"decoder_only": True, "noise": 0.2, "muon_lr": 0.01}
+        settings |= DECODER
     if name not in STAGES:
         pretrain.run(name, profile, out=str(out), **settings)
         return
     settings |= {"profile": profile, "run_folder": str(out), "warmup": 30}
+    if name == "single_id":
+        settings["distil"] = 0  # which is for weights from nothing
     stage = importlib.import_module(f"uniportrait_lite.training.{name}")
     stage.run(stage.settings([f"--{key.replace('_', '-')}={'none' if value is None else value}"
                               for key, value in settings.items()]))  # fmt: skip
-
-
-def _batches(folder: Path, file: Path) -> dict[str, dict]:
-    """The batches for this machine's GPU, by its memory, kept in `file` for another machine that goes on."""
-    if not file.exists():
-        share = 0.0
-        if torch.cuda.is_available():
-            share = min(1.0, torch.cuda.get_device_properties(0).total_memory / MEMORY)
-        own = profile_settings(folder)
-        found = {name: {"batch": max(16, round(size * share / 16) * 16)}
-                 for name, size in BATCHES.items() if share and "batch" not in own.get(name, {})}  # fmt: skip
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, found)
-    return json.loads(file.read_text())
 
 
 def _copy(source: Path, target: Path) -> None:

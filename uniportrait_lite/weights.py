@@ -1,22 +1,34 @@
 """Every network of a profile, from nothing to the last stage, in the order in which they need each other."""
 
 import importlib
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+
+import torch
 
 from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.folders import SETTINGS, data_folder, profile_settings
 from uniportrait_lite.toyworld import pretrain
 from uniportrait_lite.toyworld.pretrain import report
-from uniportrait_lite.toyworld.pretrain.flags import of_profile
+from uniportrait_lite.toyworld.pretrain.flags import defaults, of_profile
+from uniportrait_lite.toyworld.pretrain.record import write_json
 from uniportrait_lite.toyworld.worlds import world, world_file
 
 STAGES = ("single_id", "multi_id")
 SHARES = {  # of the hours that are given: what each part's learning curve asked for
-    "recogniser": 0.04, "vae": 0.14, "clip": 0.05, "judge": 0.03, "reader": 0.02, "detector": 0.02,
-    "unet": 0.39, "pose": 0.03, "edges": 0.03, "image": 0.02, "style": 0.01, "single_id": 0.14, "multi_id": 0.08,
+    "recogniser": 0.04, "vae": 0.12, "vae_decoder": 0.02, "clip": 0.05, "judge": 0.03, "reader": 0.02,
+    "detector": 0.02, "unet": 0.39, "pose": 0.03, "edges": 0.03, "image": 0.02, "style": 0.01, "single_id": 0.14,
+    "multi_id": 0.08,
 }  # fmt: skip
+DECODER = {"decoder_only": True, "noise": 0.2, "muon_lr": 0.01}  # of the second pass over the autoencoder, a fifth
+DISTIL = 5000  # steps with which the single-ID stage begins: nine minutes of a core
+BATCHES = {  # on a GPU with 141 GB, as docs/experiments.md has them; for routers small ones, as they need steps
+    "vae": 256, "vae_decoder": 256, "unet": 1024, "pose": 256, "edges": 256, "image": 128, "style": 64,
+    "single_id": 512, "multi_id": 96,
+}  # fmt: skip
+MEMORY = 141e9
 PAGE = """\
 # A profile
 
@@ -29,21 +41,32 @@ def run(profile: str = "tiny", hours: float | None = None) -> Path:
     """Trains all networks of a profile, "tiny" or a folder, and writes the README about them; returns the folder.
 
     Each part has its settings (`folders.profile_settings`), or, where `hours` are given, its share of these in place of
-    a number of steps. Called again it goes on where it was stopped: at the last checkpoint of the part, in `runs`.
-    Raises `ConfigError` for settings or a world that cannot be, before anything is trained.
+    a number of steps. Called again it goes on where it was stopped, at the last checkpoint of the part, in `runs`, on
+    another machine as well, and leaves alone what is done: its weights may have been trained on since. Raises
+    `ConfigError` for settings or a world that cannot be, before anything is trained.
     """
     folder = data_folder(profile)
     world(world_file(folder))
-    parts = plan(profile, hours)
+    plan(profile, hours)
+    runs = Path("runs") / ("" if profile == "tiny" else folder.resolve().name)
+    parts = plan(profile, hours, batches(folder, runs / "batches.json"))
+    marks = {name: runs / name / "done" for name in parts}
     for number, (name, train) in enumerate(parts.items(), start=1):
         print(f"--- {name} ({number} of {len(parts)})", flush=True)
+        if marks[name].exists():
+            print(f"done before; to train it again, and all that follows, delete {marks[name].parent}", flush=True)
+            continue
+        for later in list(marks)[number:]:  # what follows was made with another
+            marks[later].unlink(missing_ok=True)
         train()
+        marks[name].parent.mkdir(parents=True, exist_ok=True)
+        marks[name].touch()
     report.write(*((folder.parent, report.HEAD) if profile == "tiny" else (folder, PAGE)))
     return folder
 
 
-def plan(profile: str, hours: float | None) -> dict[str, Callable[[], object]]:
-    """What trains each part, in order, its settings read and checked."""
+def plan(profile: str, hours: float | None, batches: dict[str, dict] | None = None) -> dict[str, Callable[[], object]]:
+    """What trains each part, in order, its settings read and checked; `batches` as the function of that name has it."""
     folder = data_folder(profile)
     if unknown := profile_settings(folder).keys() - SHARES.keys():
         raise ConfigError(f"{folder / SETTINGS}: there is no part {', '.join(unknown)}; there are {', '.join(SHARES)}")
@@ -53,12 +76,38 @@ def plan(profile: str, hours: float | None) -> dict[str, Callable[[], object]]:
     for name, share in SHARES.items():
         if profile != "tiny" and name in pretrain.TOY:
             continue
-        budget = {} if hours is None else {"steps": None, "hours": hours * share}
+        given = {} if hours is None else {"steps": None, "hours": hours * share}
+        given |= (batches or {}).get(name, {})
         if name in STAGES:
+            if name == "single_id" and "distil" not in profile_settings(folder, name):
+                given["distil"] = DISTIL
             stage = importlib.import_module(f"uniportrait_lite.training.{name}")
-            flags = [word for key, value in budget.items() for word in (f"--{key}", str(value).lower())]
+            flags = [word for key, value in given.items() for word in (f"--{key}", str(value).lower())]
             parts[name] = partial(stage.run, stage.settings(["--profile", profile, *flags]))
+        elif name == "vae_decoder":
+            vae = defaults("vae") | of_profile("vae", profile)
+            steps = {} if vae["steps"] is None else {"steps": -(-vae["steps"] // 5)}
+            place = {"start_from": vae["folder"], "out": f"{vae['out']}_decoder"}
+            given = DECODER | place | steps | profile_settings(folder, name) | given
+            parts[name] = partial(pretrain.run, "vae", profile, **given)
         else:
-            parts[name] = partial(pretrain.run, name, profile, **budget)
+            parts[name] = partial(pretrain.run, name, profile, **given)
             of_profile(name, profile)
     return parts
+
+
+def batches(folder: Path, file: Path) -> dict[str, dict]:
+    """The batch of each part for this machine's GPU, by its memory, kept in `file` for another machine that goes on.
+
+    None on a CPU, nor where the profile in `folder` has its own.
+    """
+    if not file.exists():
+        share = 0.0
+        if torch.cuda.is_available():
+            share = min(1.0, torch.cuda.get_device_properties(0).total_memory / MEMORY)
+        own = profile_settings(folder)
+        found = {name: {"batch": max(16, round(size * share / 16) * 16)}
+                 for name, size in BATCHES.items() if share and "batch" not in own.get(name, {})}  # fmt: skip
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, found)
+    return json.loads(file.read_text())

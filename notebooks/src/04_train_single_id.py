@@ -305,7 +305,8 @@ print(f"trained: {both[0]:.2f} of {sum(both):.2f} million parameters")
 # %%
 network.save(run_folder / "untrained", model, stack)
 base = UNet2DConditionModel.from_pretrained(stack.folders["unet"])
-tokens = model.id_embedding.eval()(sample["intrinsic"][:, 0], sample["structure"][:, 0])[:, None]
+intrinsic, structure = (sample[name][:, 0].float() for name in ("intrinsic", "structure"))  # kept in half precision
+tokens = model.id_embedding.eval()(intrinsic, structure)[:, None]
 at, eps = torch.tensor([100, 300, 500, 700]), torch.randn(4, 8, 16, 16, generator=torch.Generator().manual_seed(1))
 given = (scheduler.add_noise(sample["latents"], eps, at), at, stack.text_encoder(sample["text"]).last_hidden_state)
 with torch.no_grad():
@@ -433,7 +434,7 @@ print("among 2,000 people with one picture each, swapped:", int((draws["source"]
 def loss_by_hand(batch):
     """From a batch to the loss of the single-ID stage."""
     words = stack.text_encoder(batch.text).last_hidden_state
-    tokens = model.id_embedding(batch.intrinsic[:, 0], batch.structure[:, 0])
+    tokens = model.id_embedding(batch.intrinsic[:, 0].float(), batch.structure[:, 0].float())
     identities = IDConditions(tokens[:, None], active=batch.active)
     noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
     predicted = model.unet(noisy, batch.timesteps, words, cross_attention_kwargs={"identities": identities}).sample

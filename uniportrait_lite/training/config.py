@@ -22,7 +22,7 @@ from uniportrait_lite.toyworld.pretrain.record import write_json
 
 T = TypeVar("T")
 MAY_CHANGE = (
-    "run_folder", "out", "start_from", "steps", "hours",
+    "run_folder", "out", "start_from", "steps", "hours", "profile",
     "log_every", "checkpoint_every", "samples_every", "measure_cache", "workers", "compile", "graphs",
 )  # fmt: skip
 

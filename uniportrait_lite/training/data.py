@@ -28,11 +28,11 @@ DETAILS = {"scene": 0.70, "short": 0.15, "full": 0.15}  # identity has to come f
 class Batch:
     """One training batch of B samples with N identities each, in any order.
 
-    latents and noise float32 (B,c,h,w); timesteps int64 (B,); text token ids int64 (B,48); F_r float16 (B,N,L_r,C_r)
-    and F_s float16 (B,N,L_s,C_s), as they are stored, since they are nearly all of a batch; boxes float32 (B,N,4), left, top, right and bottom of the faces in shares of the
-    picture, and features (B,N,4), of what lies around brows, eyes, nose and mouth; active bool (B,), whether the ID
-    branch is on; temperature (), that of the routing's noise; sentences token ids (B,N,48), what is said of each
-    identity alone, and said bool (B,N), of whom something is.
+    latents and noise float32 (B,c,h,w); timesteps int64 (B,); text token ids int64 (B,48); F_r (B,N,L_r,C_r) and F_s
+    (B,N,L_s,C_s), nearly all of a batch, float16 as they are stored; boxes float32 (B,N,4), left, top, right and bottom
+    of the faces in shares of the picture, and features (B,N,4), of what lies around brows, eyes, nose and mouth; active
+    bool (B,), whether the ID branch is on; temperature (), that of the routing's noise; sentences token ids (B,N,48),
+    what is said of each identity alone, and said bool (B,N), of whom something is.
     """
 
     latents: Tensor

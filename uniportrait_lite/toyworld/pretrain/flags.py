@@ -26,15 +26,14 @@ def defaults(recipe: str) -> dict[str, object]:
 
 def of_profile(recipe: str, profile: str) -> dict[str, object]:
     """What a profile sets for a recipe: its `profile.yaml`, and where its networks, runs and world lie."""
-    if profile == "tiny":
-        return {}
-    folder, known = data_folder(profile), defaults(recipe)
-    settings = {
-        name: str(folder / Path(value).relative_to(HOME))
-        for name, value in known.items()
-        if isinstance(value, str) and Path(value).is_relative_to(HOME)
-    }
-    settings |= {"out": f"runs/{folder.resolve().name}/{recipe}", "world": world_file(folder)}
+    folder, known, settings = data_folder(profile), defaults(recipe), {}
+    if profile != "tiny":
+        settings = {
+            name: str(folder / Path(value).relative_to(HOME))
+            for name, value in known.items()
+            if isinstance(value, str) and Path(value).is_relative_to(HOME)
+        }
+        settings |= {"out": f"runs/{folder.resolve().name}/{recipe}", "world": world_file(folder)}
     for name, value in profile_settings(folder, recipe).items():
         if name not in known:
             raise ConfigError(f"{folder / SETTINGS}: {recipe} has no setting {name!r}; it has {', '.join(known)}")

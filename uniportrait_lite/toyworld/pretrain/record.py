@@ -76,16 +76,29 @@ def before(*places: Path, name: str) -> list[dict]:
 
 
 def depends(config, *weights: str | Path) -> dict:
-    """What a run's result depends on beside the loop's own settings: the recipe's, the drawn world, frozen weights."""
+    """What a run's result depends on beside the loop's own settings: the recipe's, the drawn world, frozen weights.
+
+    Not on where these lie, so that another machine may go on from a copy: files count by what is in them, and of paths
+    the last two names.
+    """
     from uniportrait_lite.toyworld.pretrain.data import world_digest
 
     length = (
         "out", "folder", "steps", "hours", "cooldown", "checkpoint_every", "evaluate_every", "workers", "compile",
         "graphs",
     )  # fmt: skip
-    settings = {name: value for name, value in asdict(config).items() if name not in length}
-    drawn = world_digest(settings.get("world", ""))
-    return settings | {"world": drawn, **{str(path): file_digest(path) for path in weights}}
+    settings = {
+        name: _ending(value) if isinstance(value, str) and "/" in value else value
+        for name, value in asdict(config).items()
+        if name not in length
+    }
+    drawn = world_digest(getattr(config, "world", ""))
+    return settings | {"world": drawn, **{_ending(path): file_digest(path) for path in weights}}
+
+
+def _ending(path: str | Path) -> str:
+    """The last two names of a path."""
+    return "/".join(Path(path).parts[-2:])
 
 
 def file_digest(*paths: str | Path) -> str:
