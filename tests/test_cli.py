@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from uniportrait_lite import cli
+from uniportrait_lite import cli, sd15
 from uniportrait_lite.errors import ConfigError
+from uniportrait_lite.folders import data_folder
 from uniportrait_lite.toyworld import pretrain
 from uniportrait_lite.toyworld.pretrain import flags
 
@@ -122,6 +123,19 @@ def test_a_portrait_that_could_not_be_saved_is_not_drawn(out, says, tmp_path, mo
     monkeypatch.setenv("UPL_DATA", str(tmp_path / "none"))  # with what was to be drawn this would be the error
     assert cli.main(["portrait", "--face", "a.png", "--prompt", "a woman", "--out", out]) == 1
     assert says in capsys.readouterr().err
+
+
+def test_how_a_portrait_is_computed_can_be_said(tmp_path, capsys, monkeypatch):
+    face = str(data_folder("tiny").parent / "faces" / "ann.png")
+    out = tmp_path / "a.png"
+    command = ["portrait", "--face", face, "--prompt", "a woman", "--out", str(out), "--steps", "1"]
+    assert cli.main([*command, "--device", "cpu", "--dtype", "bfloat16"]) == 0 and out.is_file()
+    assert cli.main([*command, "--no-tiling"]) == 1 and 'tiling: for load("sd15") alone' in capsys.readouterr().err
+    given = {}
+    monkeypatch.setattr(sd15, "load", lambda parts, *plan: given.update(plan=plan) or sys.exit(3))
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--profile", "sd15", "--dtype", "float16", "--offload"])
+    assert given["plan"] == (None, "float16", True, None)
 
 
 def test_several_pictures_get_numbers():

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from uniportrait_lite.errors import ConfigError, NoFaceError, PictureError, SeveralFacesError, WeightsError
-from uniportrait_lite.faces import CROP, DetectedFace, FaceDetector, detect, face_of, pick
+from uniportrait_lite.faces import CROP, DetectedFace, FaceDetector, detect, detector_of, face_of, pick
 from uniportrait_lite.pictures import read_picture
 from uniportrait_lite.profiles import data_folder
 from uniportrait_lite.toyworld import Person, group, portrait, splits
@@ -76,6 +76,20 @@ def test_a_face_that_fills_the_picture_is_found():
         x0, y0, x1, y1 = scene.faces[0].box
         found += len(detect(scene.image.crop((int(x0), int(y0), int(x1), int(y1)))))
     assert found >= 11
+
+
+def test_a_face_that_overflows_the_picture_is_found_with_a_border_around_it():
+    """The middle of a face, which the detector mostly overlooks by itself."""
+    detector, plain, bordered = detector_of(), 0, 0
+    for k in range(12):
+        scene = portrait(PEOPLE[k], seed=k, style="photo", hat="none", scale=3)
+        x0, y0, x1, y1 = scene.faces[0].box
+        across, down = 0.15 * (x1 - x0), 0.15 * (y1 - y0)
+        picture = scene.image.crop((int(x0 + across), int(y0 + down), int(x1 - across), int(y1 - down)))
+        bgr = np.ascontiguousarray(np.asarray(picture)[..., ::-1])
+        plain += bool(detector._find(bgr, 0.0, detector.det_size))
+        bordered += bool(detect(picture))
+    assert plain <= 8 and bordered >= 11
 
 
 def test_a_small_face_in_a_large_picture_is_found():

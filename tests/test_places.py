@@ -61,6 +61,8 @@ SOME = ("--base", "some/base", "--weights", "some/weights", "--ip-adapter", "som
 
 def test_fetch_downloads_what_is_asked_for_and_that_once(repositories, home):
     file = "uniportrait-faceid_sd15.bin"
+    with open(repositories["some/weights"] / file, "ab") as large:  # the Hub's client writes ten megabytes at a time
+        large.truncate(24 * 2**20)
     with hub.serving(repositories, broken=(file,)) as server:
         first = command("fetch", "sd15", *SOME, home=home, endpoint=server.address)
         assert first.returncode == 0, first.stderr
@@ -70,6 +72,8 @@ def test_fetch_downloads_what_is_asked_for_and_that_once(repositories, home):
     expected = {need.names[0] for name in ("base", "weights", "ip_adapter") for need in PARTS[name].needs}
     small = {"model_index.json", "tokenizer/merges.txt", "models/image_encoder/config.json"}
     assert expected | small <= set(asked) and asked.count(file) == 2, "once more after the connection broke"
+    ranges = [span for name, span in server.asked if name == file]
+    assert ranges[0] is None and ranges[1] == f"bytes={10 * 2**20}-", "from where it broke, not from the beginning"
     assert not {"README.md", "v1-5-pruned.safetensors", "unet/diffusion_pytorch_model.non_ema.safetensors"} & {*asked}
     offline = command("fetch", "sd15", *SOME, home=home, HF_HUB_OFFLINE="1")
     assert offline.returncode == 0 and offline.stdout == first.stdout

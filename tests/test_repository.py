@@ -10,6 +10,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from uniportrait_lite.toyworld.pretrain import report
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PINNED = {
@@ -45,3 +47,12 @@ def test_no_file_names_a_package_index_or_a_place_on_this_machine(file):
     text = (ROOT / file).read_text()
     text = re.sub(r'^Repository = "https://github.com/\S+"$', "", text, flags=re.MULTILINE)  # the project's own address
     assert not re.search(r"index-url|find-links|https?://|file://|@ /", text)
+
+
+def test_the_page_about_the_data_says_what_the_records_say():
+    assert report.page(ROOT / "data", report.HEAD) == (ROOT / "data" / "README.md").read_text()
+
+
+def test_all_shipped_weights_are_at_most_eighty_megabytes():
+    files = [path for path in (ROOT / "data" / "tiny").rglob("*") if path.suffix in (".safetensors", ".onnx", ".bin")]
+    assert len(files) > 10 and sum(path.stat().st_size for path in files) <= 80e6

@@ -481,13 +481,8 @@ class UniPortrait:
             "negative_prompt": negative_prompt,
             "steps": arguments["num_inference_steps"],
             "guidance": arguments["guidance_scale"],
-            "id_scale": self._scale("id_scale", id_scale),
-            "structure_scale": self._scale("structure_scale", structure_scale),
-            "columns": self._scale("columns", columns) if len(people) > 1 and masks is None else None,
             "image_scale": None if image_prompt is None else image_scale,
-            "people": len(people),
-            "weights": self.weights if people else None,
-            "base": origin(self.pipe.name_or_path) if self.pipe.name_or_path else None,
+            **self.facts(len(people), id_scale, structure_scale, columns if masks is None else 0),
         }
         for place, image in enumerate(out[0]):
             if isinstance(image, Image.Image):
@@ -533,6 +528,21 @@ class UniPortrait:
         return np.array(found, np.float32)
 
     # Checks
+
+    def facts(self, people: int, id_scale: float | None = None, structure_scale: float | None = None,
+              columns: float | None = None) -> dict[str, object]:  # fmt: skip
+        """What a picture of so many people is to tell of itself (`provenance.tell`), beside its prompt, seed and steps.
+
+        Knobs that are None count as the weights' defaults.
+        """
+        return {
+            "id_scale": self._scale("id_scale", id_scale),
+            "structure_scale": self._scale("structure_scale", structure_scale),
+            "columns": (self._scale("columns", columns) or None) if people > 1 else None,
+            "people": people,
+            "weights": self.weights if people else None,
+            "base": origin(self.pipe.name_or_path) if self.pipe.name_or_path else None,
+        }
 
     def _scale(self, name: str, value: float | None, *highest: float) -> float:
         return getattr(self.config.defaults, name) if value is None else number(name, value, 0, *highest)

@@ -83,6 +83,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--profile", default="tiny", help="tiny, sd15, or the folder of a profile of yours (default: tiny)"
     )
     _takes_parts(portrait)
+    plan = portrait.add_argument_group("how sd15 runs", "chosen from the hardware where not given")
+    plan.add_argument("--device", metavar="DEVICE", help="cuda, mps or cpu (of the other profiles, too)")
+    plan.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="precision of the networks")
+    plan.add_argument("--offload", action=argparse.BooleanOptionalAction, help="networks wait in main memory")
+    plan.add_argument("--tiling", action=argparse.BooleanOptionalAction, help="decode pictures tile by tile")
 
     compare = command("compare", _compare, "say how alike the faces on two pictures are", cli_help.COMPARE)
     compare.add_argument("a", metavar="A", help="a picture; of several faces the largest counts")
@@ -163,7 +168,8 @@ def _portrait(args: argparse.Namespace, rest: list[str]) -> None:
     from uniportrait_lite.pictures import savable, save_picture
 
     targets = [savable(target) for target in _targets(Path(args.out), args.num_images)]  # before minutes of drawing
-    up = uniportrait_lite.load(args.profile, **_parts(args))
+    plan = {name: getattr(args, name) for name in ("device", "dtype", "offload", "tiling")}
+    up = uniportrait_lite.load(args.profile, **plan, **_parts(args))
     people = [up.identity(pictures, face=args.which) for pictures in (args.face, *([other] for other in args.others))]
     names = ("steps", "guidance", "id_scale", "structure_scale", "columns", "image_prompt", "image_scale")
     knobs = {name: getattr(args, name) for name in names if getattr(args, name) is not None}

@@ -67,10 +67,7 @@ def plan(
     Raises `ConfigError` for what cannot work.
     """
     small, kind = hardware.memory < SMALL, hardware.device.type
-    if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise ConfigError(f"a dtype is {', '.join(DTYPES)}, not {dtype!r}")
-        dtype = DTYPES[dtype]
+    dtype = named_dtype(dtype)
     if dtype is None:
         dtype = torch.float16
         if kind == "cpu":
@@ -82,6 +79,15 @@ def plan(
     if offload is None:
         offload = small and kind == "cuda"  # the memory of an Apple chip is the main memory
     return Plan(hardware, dtype, offload, small if tiling is None else tiling)
+
+
+def named_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A dtype by its name, anything else as it is; `ConfigError` for another name."""
+    if not isinstance(dtype, str):
+        return dtype
+    if dtype not in DTYPES:
+        raise ConfigError(f"a dtype is {', '.join(DTYPES)}, not {dtype!r}")
+    return DTYPES[dtype]
 
 
 def find(device: str | torch.device | None = None) -> Hardware:

@@ -35,6 +35,8 @@ class Place:
             return self.part.licence
         if isinstance(self.path, Path) and (self.path / OURS).is_file():
             return "Apache-2.0 (this project's own)"
+        if self.part.name == "faces" and package_name(self.given):
+            return self.part.licence  # of all of insightface's packages
         return "its own (see where you have it from)"
 
     @property

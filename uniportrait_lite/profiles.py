@@ -23,7 +23,7 @@ PROFILES = ("tiny", "sd15")
 def load(
     profile: str = "tiny",
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     *,
     base: str | os.PathLike | None = None,
     weights: str | os.PathLike | None = None,
@@ -56,12 +56,13 @@ def load(
     folder = data_folder(profile)
     import torch
 
+    from uniportrait_lite.hardware import named_dtype
     from uniportrait_lite.quiet import no_progress_bars
 
     with no_progress_bars():  # around the imports, too: one advises to install torchvision
         from uniportrait_lite.adapter import UniPortrait
         from uniportrait_lite.pipelines import load_pipeline
-    pipe = load_pipeline(folder / "sd", dtype or torch.float32)
+    pipe = load_pipeline(folder / "sd", named_dtype(dtype) or torch.float32)
     pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     image = folder / "ip_adapter" / "ip-adapter.safetensors"
     return UniPortrait.attach(pipe, folder / "uniportrait", ip_adapter=image if image.is_file() else None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -26,6 +27,12 @@ def tell(image: Image.Image, **facts: object) -> None:
     if unknown := facts.keys() - {*FACTS}:
         raise ValueError(f"a picture tells {', '.join(FACTS)}, not {', '.join(sorted(unknown))}")
     image.info.update({name: str(value) for name, value in facts.items() if value is not None})
+
+
+def shared(images: Sequence[Image.Image]) -> dict[str, str]:
+    """The facts that are the same in all of some pictures, for one that is made of them."""
+    first, *others = (image.info for image in images)
+    return {name: first[name] for name in FACTS if name in first and all(o.get(name) == first[name] for o in others)}
 
 
 def told(image: Image.Image) -> dict[str, str]:

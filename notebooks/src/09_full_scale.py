@@ -12,9 +12,9 @@
 #
 # **What you see on this page is a rehearsal.** Where there is no GPU the same cells run on networks of the same
 # layouts, small, with random weights. All of the code is the real one, from the checkpoints' files to the pictures,
-# and the pictures are noise. This project has had neither the published files nor a GPU so far, so nobody has looked
-# at this page with them. What is known: on random weights the networks compute what the published implementation does
-# (`python tests/parity.py tests/data/official`).
+# and the pictures are noise. This project has not had the published files so far, so nobody has looked at this page
+# with them. What is known: on random weights the networks compute what the published implementation does
+# (`python tests/parity.py tests/data/official`), and at full size they have run on a GPU (`docs/performance.md`).
 
 # %%
 import contextlib
@@ -183,8 +183,9 @@ if FULL:
 else:
     torch.manual_seed(0)
     net = diffusers.ControlNetModel.from_unet(up.unet, load_weights_from_unet=False)
+net = net.to(up.pipe._execution_device)  # where the others compute, if they rest in main memory meanwhile, too
 pipe = diffusers.StableDiffusionControlNetPipeline(
-    **up.pipe.components, controlnet=net.to(up.unet.device), requires_safety_checker=False
+    **up.pipe.components, controlnet=net, requires_safety_checker=False
 )  # (the base's own safety checker is among the components, where it has one)
 pipe.set_progress_bar_config(disable=True)
 edges = upl.compose.edges_of(portraits[0])

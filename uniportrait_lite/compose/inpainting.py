@@ -16,6 +16,7 @@ from uniportrait_lite.compose.canvas import multiple, own_height, pipeline
 from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.faces import face_of
 from uniportrait_lite.pictures import Picture, read_picture
+from uniportrait_lite.provenance import tell
 
 HEAD = (0.3, 0.5, 0.12)  # of the face's box: to the sides, up, down: hair and ears, and some of the neck
 
@@ -106,7 +107,10 @@ def inpaint(
     share = inside if soft is None else np.minimum(np.asarray(soft) / 255 * 2 - 1, inside).clip(0, 1)
     drawn = drawn.crop((0, 0, *size)).resize(image.size, Image.Resampling.LANCZOS)
     new, old = (np.asarray(x).astype(np.float32) for x in (drawn, image))
-    return Image.fromarray(np.uint8(np.round(old + share[..., None] * (new - old))))
+    made = Image.fromarray(np.uint8(np.round(old + share[..., None] * (new - old))))
+    facts = up.facts(len(people), id_scale, structure_scale, columns)
+    tell(made, prompt=prompt, seed=seed, steps=steps, guidance=guidance, **facts)
+    return made
 
 
 class _Outside:

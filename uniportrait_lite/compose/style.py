@@ -18,6 +18,7 @@ from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.id_routing import Routing
 from uniportrait_lite.pictures import Picture, read_picture
 from uniportrait_lite.pipelines import untempered
+from uniportrait_lite.provenance import tell
 from uniportrait_lite.style_alignment import StyleAlignment
 
 
@@ -67,11 +68,14 @@ def in_style(
     def go_back(pipe: StableDiffusionPipeline, step: int, timestep: Tensor, latents: dict) -> dict:
         return {"latents": torch.cat([way[-2 - step], latents["latents"][1:]])}
 
-    return pipe(
+    drawn = pipe(
         ["", prompt], latents=torch.cat([source, noise]), height=image.height, width=image.width,
         num_inference_steps=steps, guidance_scale=guidance, cross_attention_kwargs=given,
         callback_on_step_end=go_back,
     ).images[1]  # fmt: skip
+    facts = up.facts(len(people), id_scale, structure_scale, columns)
+    tell(drawn, prompt=prompt, seed=seed, steps=steps, guidance=guidance, **facts)
+    return drawn
 
 
 def backwards(scheduler: SchedulerMixin) -> DDIMInverseScheduler:

@@ -43,7 +43,14 @@ def main(argv=None) -> None:
 
 
 def write(folder: Path, head: str) -> None:
-    """Writes README.md into a folder of weights: the head, how each was made, and the files."""
+    """Writes README.md into a folder of weights."""
+    temporary = folder / "README.md.tmp"
+    temporary.write_text(page(folder, head))
+    os.replace(temporary, folder / "README.md")
+
+
+def page(folder: Path, head: str) -> str:
+    """What README.md says: the head, how each of the weights was made, and the files."""
     lines = ["| command | steps | seconds | on | measured |", "| --- | --- | --- | --- | --- |"]
     for path in sorted(folder.rglob("*.recipe.json")):
         report = json.loads(path.read_text())
@@ -53,11 +60,9 @@ def write(folder: Path, head: str) -> None:
             lines.append(f"| {' | '.join((*cells, metrics if run is report else 'see the next'))} |")
     lines += ["", "## Files", "", "| file | kB |", "| --- | --- |"]
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != "README.md":
+        if path.is_file() and not path.name.startswith("README.md"):
             lines.append(f"| `{path.relative_to(folder).as_posix()}` | {path.stat().st_size / 1000:,.1f} |")
-    temporary = folder / "README.md.tmp"
-    temporary.write_text(head + "\n" + "\n".join(lines) + "\n")
-    os.replace(temporary, folder / "README.md")
+    return head + "\n" + "\n".join(lines) + "\n"
 
 
 def flat(metrics: dict, prefix: str = "") -> dict:
