@@ -60,7 +60,7 @@ Mean similarity {portraits:.2f}, {found} of {count} with a face that the detecto
 
 ## Styles
 
-The prompt is "a portrait of a person, STYLE"; mean similarity {styles:.2f}.
+The prompt is "a portrait of a person, STYLE", of every second person; mean similarity {styles:.2f}.
 
 ![A row a person: the reference, then five styles](gallery/styles.webp)
 
@@ -93,7 +93,8 @@ LoRA (at {glass}). Figures are likenesses to the reference at the left.
 
 ## Failures
 
-The {worst} portraits above that the judge finds least like their reference.
+The {worst} portraits above that the judge finds least like their reference. (Of groups, see what the routers draw by
+themselves.)
 
 ![Reference and portrait, side by side](gallery/failures.webp)
 """
