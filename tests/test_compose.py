@@ -123,7 +123,7 @@ def test_columns_are_the_pictures_and_asked_for_where_only_a_part_of_it_is_drawn
     )
     assert np.array_equal(free, default) and not np.array_equal(free, columned)
     styled = [compose.in_style(up, "two people", cleo, two, steps=3, columns=share) for share in (0, 0.7)]
-    assert styled[1].info["columns"] == "0.7" and "columns" not in styled[0].info
+    assert styled[1].info["columns"] == "0.7" and styled[0].info["columns"] == "0"
     assert styled[0].info["prompt"] == "two people" and styled[0].info["weights"] == "tiny/uniportrait"
     assert not np.array_equal(*map(np.asarray, styled))
 

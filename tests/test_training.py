@@ -443,8 +443,13 @@ def test_distillation_teaches_id_tokens_what_captions_say_and_nothing_else(place
         assert torch.equal(weight, same.get_parameter(name)), name
 
 
-def test_what_is_distilled_is_the_mean_of_several_wordings(place):
+def test_what_is_distilled_is_the_mean_of_several_wordings(place, monkeypatch):
     model, batches = batches_of(quick())
+    asked, text = [], distillation._text
+    monkeypatch.setattr(distillation, "_text", lambda *given: asked.append(given[3:]) or text(*given))
+    distillation._record(model, batches.data, 4, torch.Generator().manual_seed(0))
+    assert {detail for detail, _ in asked} == {"full", "scene"}
+    assert len({*asked}) == 2 * distillation.WORDINGS == 16
     data, scenes = batches.data, np.arange(4)
     full, plain = (
         [distillation._text(model, data, scenes, detail, k) for k in range(2)] for detail in ("full", "scene")

@@ -18,6 +18,8 @@ from uniportrait_lite.errors import ConfigError, WeightsError
 from uniportrait_lite.folders import data_folder
 from uniportrait_lite.toyworld import Person, pretrain, splits
 from uniportrait_lite.toyworld.pretrain import data, flags, latents
+from uniportrait_lite.toyworld.pretrain.pose import PoseRecipe
+from uniportrait_lite.toyworld.pretrain.record import command
 from uniportrait_lite.toyworld.worlds import world, world_file
 from uniportrait_lite.training import multi_id
 
@@ -86,18 +88,22 @@ def test_one_command_trains_a_world_of_ones_own_from_nothing_and_another_onward(
     weights.run("./mine")  # all parts are done: what was trained on since stays
     assert all(path.read_bytes() == data for path, data in files.items())
     assert capsys.readouterr().out.count("done before") == len(parts)
+    shutil.rmtree(mine / "controlnet" / "edges")
+    with pytest.raises(WeightsError, match="edges: not there to go on from"):
+        onward.run("./mine", 1)
 
 
 def _elsewhere(mine: Path, before: dict, capsys) -> None:
     """Another machine has a copy of the profile and of the runs, stopped before the last parts had been marked done."""
-    for name in ("image", "single_id", "multi_id"):
+    undone = ("vae_decoder", "unet", "image", "single_id", "multi_id")
+    for name in undone:
         (Path("runs/mine") / name / "done").unlink()
     there = mine.parent / "there" / "mine"
     shutil.copytree(mine, there)
     capsys.readouterr()
     weights.run(str(there))
     said = capsys.readouterr().out
-    assert said.count("done before") == len(weights.SHARES) - len(pretrain.TOY) - 3
+    assert said.count("done before") == 2  # what follows one that is not done is looked at again
     assert "step 1 " not in said and "step 2 " not in said  # it has only written what it had learned
     for path, tensors in before.items():
         again = load_file(there / path.relative_to(mine))
@@ -137,9 +143,6 @@ def _onward(mine: Path, monkeypatch, before: dict) -> None:
     load("./mine", device="cpu")
     with pytest.raises(ConfigError, match="--onward needs --hours"):
         onward.run("./mine", None)
-    shutil.rmtree(mine / "controlnet" / "edges")
-    with pytest.raises(WeightsError, match="edges: not there to go on from"):
-        onward.run("./mine", 1)
 
 
 def test_hours_are_shared_out_among_the_parts(mine):
@@ -156,27 +159,69 @@ def test_hours_are_shared_out_among_the_parts(mine):
 
 def test_a_part_that_is_trained_again_takes_all_that_follows_along(mine, monkeypatch):
     trained = []
+
+    def train(name: str):
+        trained.append(name)
+        (mine / f"{name}.recipe.json").touch()
+
     names = [name for name in weights.SHARES if name not in pretrain.TOY]
-    monkeypatch.setattr(weights, "plan", lambda *_: {name: partial(trained.append, name) for name in names})
+    monkeypatch.setattr(weights, "plan", lambda *_: {name: partial(train, name) for name in names})
+    monkeypatch.setattr(weights, "_settings", lambda name, *_: settings.get(name, "as ever"))
     monkeypatch.setattr(weights.report, "write", lambda *_: None)
+    settings: dict[str, str] = {}
+    weights.run("./mine")
     weights.run("./mine")
     assert trained == names
-    (Path("runs/mine/unet") / "done").unlink()
-    weights.run("./mine")
-    assert trained == names + names[names.index("unet") :]
+    for begin in ("unet", "pose", "judge"):
+        trained.clear()
+        if begin == "unet":
+            shutil.rmtree("runs/mine/unet")
+        elif begin == "pose":
+            (mine / "pose.recipe.json").unlink()
+        else:
+            settings["judge"] = "others"
+        weights.run("./mine")
+        assert trained == names[names.index(begin) :]
+
+
+def test_the_decoders_second_pass_is_of_the_autoencoder_that_is_there(mine):
+    """What went on from a checkpoint of another's decoder would fit no latents."""
+    (mine / "profile.yaml").write_text(SETTINGS.replace("latents: 4}", "latents: 4, perceptual: 0}"))
+    parts = weights.plan("./mine", None)
+    parts["vae"](), parts["vae_decoder"]()
+    shutil.rmtree("runs/mine/vae")
+    (mine / "profile.yaml").write_text(SETTINGS.replace("latents: 4}", "latents: 4, perceptual: 0, kl: 0.1}"))
+    again = weights.plan("./mine", None)
+    again["vae"]()
+    with pytest.raises(ConfigError, match="encoder was"):
+        parts["vae_decoder"]()
+
+
+def test_what_a_part_was_made_with_counts_and_not_where(mine):
+    def made(folder: str) -> str:
+        return weights._settings("unet", folder, weights.plan(folder, None)["unet"])
+
+    there = mine.parent / "there" / "mine"
+    shutil.copytree(mine, there)
+    assert made("./mine") == made(str(there))
+    (there / "profile.yaml").write_text(SETTINGS.replace("head_width: 8", "head_width: 16"))
+    assert made("./mine") != made(str(there))
 
 
 def test_batches_are_the_gpus_and_stay_those_when_another_machine_goes_on(mine, monkeypatch):
     (mine / "profile.yaml").write_text("unet: {batch: 4}\n")
     file = Path("batches.json")
     assert weights.batches(mine, Path("cpu.json")) == {}
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    memory = SimpleNamespace(total_memory=weights.MEMORY / 2)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
-    found = weights.batches(mine, file)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        memory = SimpleNamespace(total_memory=weights.MEMORY / 2)
+        patch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+        found = weights.batches(mine, file)
     assert found["single_id"] == {"batch": 256} and "unet" not in found
-    monkeypatch.undo()
     assert weights.batches(mine, file) == found
+    (mine / "profile.yaml").write_text("unet: {batch: 4}\nvae: {batch: 8}\n")  # what did not fit into memory
+    assert not {"vae", "vae_decoder"} & weights.batches(mine, file).keys()
+    (mine / "profile.yaml").write_text("unet: {batch: 4}\n")
     parts = weights.plan(str(mine), None, found)
     assert parts["single_id"].args[0].batch == 256 and parts["vae_decoder"].keywords["batch"] == 128
 
@@ -222,6 +267,10 @@ def test_a_profiles_settings_stand_below_flags_and_above_the_recipes_own(mine):
         mine / "recogniser"
     )
     assert flags.of_profile("unet", "tiny") == {}
+    assert flags.of_profile("pose", "tiny") == {"feature_weight": 6.0, "group_share": 0.3}
+    assert command("pose", PoseRecipe(feature_weight=1.0, group_share=0.2)).endswith(
+        "pretrain pose --group-share 0.2 --feature-weight 1.0"
+    )
 
 
 def test_a_folder_is_meant_by_its_way_and_a_profile_by_its_name(mine):

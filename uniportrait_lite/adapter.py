@@ -482,8 +482,10 @@ class UniPortrait:
             "steps": arguments["num_inference_steps"],
             "guidance": arguments["guidance_scale"],
             "image_scale": None if image_prompt is None else image_scale,
-            **self.facts(len(people), id_scale, structure_scale, columns if masks is None else 0),
+            **self.facts(len(people), id_scale, structure_scale, columns),
         }
+        if masks is not None:
+            facts["columns"] = None
         for place, image in enumerate(out[0]):
             if isinstance(image, Image.Image):
                 noise = first + place if "generator" in arguments else None
@@ -538,7 +540,7 @@ class UniPortrait:
         return {
             "id_scale": self._scale("id_scale", id_scale),
             "structure_scale": self._scale("structure_scale", structure_scale),
-            "columns": (self._scale("columns", columns) or None) if people > 1 else None,
+            "columns": self._scale("columns", columns) if people > 1 else None,
             "people": people,
             "weights": self.weights if people else None,
             "base": origin(self.pipe.name_or_path) if self.pipe.name_or_path else None,

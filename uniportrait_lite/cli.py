@@ -83,8 +83,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--profile", default="tiny", help="tiny, sd15, or the folder of a profile of yours (default: tiny)"
     )
     _takes_parts(portrait)
-    plan = portrait.add_argument_group("how sd15 runs", "chosen from the hardware where not given")
-    plan.add_argument("--device", metavar="DEVICE", help="cuda, mps or cpu (of the other profiles, too)")
+    plan = portrait.add_argument_group("how it runs", "chosen from the hardware where not given; the last two for sd15")
+    plan.add_argument("--device", metavar="DEVICE", help="cuda, mps or cpu")
     plan.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="precision of the networks")
     plan.add_argument("--offload", action=argparse.BooleanOptionalAction, help="networks wait in main memory")
     plan.add_argument("--tiling", action=argparse.BooleanOptionalAction, help="decode pictures tile by tile")

@@ -72,11 +72,12 @@ examples:
 WEIGHTS = f"""\
 The recipes of `pretrain all`, then both stages of `train`, then the page about them. Stopped at any moment, or carried
 to another machine with the folder runs/, the same command goes on. With --hours each part gets its share of them in
-place of its number of steps; drawing pictures and measuring come on top. The weights in the profile's folder are
-replaced one by one: until the last part is done they do not belong together.
+place of its number of steps; drawing pictures, measuring, and the distillation of words that the single-ID stage begins
+with (nine minutes of a core) come on top. On a GPU batches fill it where profile.yaml sets none. The weights in the
+profile's folder are replaced one by one: until the last part is done they do not belong together.
 
 With --onward the base model, the decoder, both stages, ControlNets and IP-Adapter go on from the weights that are there
-(the style LoRA, which is short, begins anew), and on a GPU in batches that fill it where profile.yaml sets none.
+(the style LoRA, which is short, begins anew).
 
 A profile of your own is a folder with two files, both optional:
   profile.yaml   settings by part, as `unet: {{steps: 4000, widths: [32, 64, 96]}}`; see `pretrain NAME --settings` and

@@ -56,13 +56,13 @@ def load(
     folder = data_folder(profile)
     import torch
 
-    from uniportrait_lite.hardware import named_dtype
+    from uniportrait_lite.hardware import find, named_dtype
     from uniportrait_lite.quiet import no_progress_bars
 
     with no_progress_bars():  # around the imports, too: one advises to install torchvision
         from uniportrait_lite.adapter import UniPortrait
         from uniportrait_lite.pipelines import load_pipeline
     pipe = load_pipeline(folder / "sd", named_dtype(dtype) or torch.float32)
-    pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    pipe.to(find(device).device if device else "cuda" if torch.cuda.is_available() else "cpu")
     image = folder / "ip_adapter" / "ip-adapter.safetensors"
     return UniPortrait.attach(pipe, folder / "uniportrait", ip_adapter=image if image.is_file() else None)

@@ -1,8 +1,10 @@
 """Every network of a profile, from nothing to the last stage, in the order in which they need each other."""
 
+import hashlib
 import importlib
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.folders import SETTINGS, data_folder, profile_settings
 from uniportrait_lite.toyworld import pretrain
 from uniportrait_lite.toyworld.pretrain import report
+from uniportrait_lite.toyworld.pretrain.data import world_digest
 from uniportrait_lite.toyworld.pretrain.flags import defaults, of_profile
 from uniportrait_lite.toyworld.pretrain.record import write_json
 from uniportrait_lite.toyworld.worlds import world, world_file
@@ -42,34 +45,43 @@ def run(profile: str = "tiny", hours: float | None = None) -> Path:
 
     Each part has its settings (`folders.profile_settings`), or, where `hours` are given, its share of these in place of
     a number of steps. Called again it goes on where it was stopped, at the last checkpoint of the part, in `runs`, on
-    another machine as well, and leaves alone what is done: its weights may have been trained on since. Raises
-    `ConfigError` for settings or a world that cannot be, before anything is trained.
+    another machine as well, and leaves alone what was done with these settings and is still there: its weights may have
+    been trained on since. Raises `ConfigError` for settings or a world that cannot be, before anything is trained.
     """
     folder = data_folder(profile)
     world(world_file(folder))
-    plan(profile, hours)
     runs = Path("runs") / ("" if profile == "tiny" else folder.resolve().name)
-    parts = plan(profile, hours, batches(folder, runs / "batches.json"))
+    sizes = runs / "batches.json"
+    if not any((runs / name).exists() for name in plan(profile, hours)):
+        sizes.unlink(missing_ok=True)  # of another beginning
+    parts = plan(profile, hours, batches(folder, sizes))
     marks = {name: runs / name / "done" for name in parts}
     for number, (name, train) in enumerate(parts.items(), start=1):
         print(f"--- {name} ({number} of {len(parts)})", flush=True)
-        if marks[name].exists():
-            print(f"done before; to train it again, and all that follows, delete {marks[name].parent}", flush=True)
+        made_by = _settings(name, profile, train)
+        if marks[name].exists() and marks[name].read_text() == made_by and any(folder.rglob(f"{name}.recipe.json")):
+            print(
+                f"done before; to begin anew with it, delete {marks[name].parent} and those of what follows", flush=True
+            )
             continue
         for later in list(marks)[number:]:  # what follows was made with another
             marks[later].unlink(missing_ok=True)
         train()
         marks[name].parent.mkdir(parents=True, exist_ok=True)
-        marks[name].touch()
+        marks[name].write_text(made_by)
     report.write(*((folder.parent, report.HEAD) if profile == "tiny" else (folder, PAGE)))
     return folder
 
 
-def plan(profile: str, hours: float | None, batches: dict[str, dict] | None = None) -> dict[str, Callable[[], object]]:
-    """What trains each part, in order, its settings read and checked; `batches` as the function of that name has it."""
+def plan(profile: str, hours: float | None, sizes: dict[str, dict] | None = None) -> dict[str, Callable[[], object]]:
+    """What trains each part, in order, its settings read and checked; `sizes` as `batches` has them.
+
+    The decoder's second pass has the settings of the first, but for `DECODER`, and a fifth of its length.
+    """
     folder = data_folder(profile)
-    if unknown := profile_settings(folder).keys() - SHARES.keys():
-        raise ConfigError(f"{folder / SETTINGS}: there is no part {', '.join(unknown)}; there are {', '.join(SHARES)}")
+    known = [name for name in SHARES if name != "vae_decoder"]
+    if unknown := profile_settings(folder).keys() - {*known}:
+        raise ConfigError(f"{folder / SETTINGS}: there is no part {', '.join(unknown)}; there are {', '.join(known)}")
     if hours is not None and not hours > 0:
         raise ConfigError(f"hours are above 0, not {hours}")
     parts = {}
@@ -77,18 +89,21 @@ def plan(profile: str, hours: float | None, batches: dict[str, dict] | None = No
         if profile != "tiny" and name in pretrain.TOY:
             continue
         given = {} if hours is None else {"steps": None, "hours": hours * share}
-        given |= (batches or {}).get(name, {})
+        given |= (sizes or {}).get(name, {})
         if name in STAGES:
-            if name == "single_id" and "distil" not in profile_settings(folder, name):
+            if (
+                name == "single_id"
+                and not {"distil", "intrinsic", "start_from"} & profile_settings(folder, name).keys()
+            ):
                 given["distil"] = DISTIL
             stage = importlib.import_module(f"uniportrait_lite.training.{name}")
             flags = [word for key, value in given.items() for word in (f"--{key}", str(value).lower())]
             parts[name] = partial(stage.run, stage.settings(["--profile", profile, *flags]))
         elif name == "vae_decoder":
             vae = defaults("vae") | of_profile("vae", profile)
-            steps = {} if vae["steps"] is None else {"steps": -(-vae["steps"] // 5)}
-            place = {"start_from": vae["folder"], "out": f"{vae['out']}_decoder"}
-            given = DECODER | place | steps | profile_settings(folder, name) | given
+            steps = None if vae["steps"] is None else -(-vae["steps"] // 5)
+            length = {"steps": steps, "hours": None if vae["hours"] is None else vae["hours"] / 5}
+            given = DECODER | length | {"start_from": vae["folder"], "out": f"{vae['out']}_decoder"} | given
             parts[name] = partial(pretrain.run, "vae", profile, **given)
         else:
             parts[name] = partial(pretrain.run, name, profile, **given)
@@ -99,15 +114,28 @@ def plan(profile: str, hours: float | None, batches: dict[str, dict] | None = No
 def batches(folder: Path, file: Path) -> dict[str, dict]:
     """The batch of each part for this machine's GPU, by its memory, kept in `file` for another machine that goes on.
 
-    None on a CPU, nor where the profile in `folder` has its own.
+    None on a CPU, nor where the profile in `folder` has its own (the decoder's second pass has the autoencoder's).
     """
     if not file.exists():
         share = 0.0
         if torch.cuda.is_available():
             share = min(1.0, torch.cuda.get_device_properties(0).total_memory / MEMORY)
-        own = profile_settings(folder)
-        found = {name: {"batch": max(16, round(size * share / 16) * 16)}
-                 for name, size in BATCHES.items() if share and "batch" not in own.get(name, {})}  # fmt: skip
+        found = {name: {"batch": max(32, round(size * share / 16) * 16)} for name, size in BATCHES.items() if share}
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, found)
-    return json.loads(file.read_text())
+    own = {name for name, settings in profile_settings(folder).items() if "batch" in settings}
+    own |= {"vae_decoder"} if "vae" in own else set()
+    return {name: size for name, size in json.loads(file.read_text()).items() if name not in own}
+
+
+def _settings(name: str, profile: str, train: partial) -> str:
+    """A digest of what a part's weights depend on, as far as its own settings and the world say it: not on places."""
+    if name in STAGES:
+        settings = asdict(train.args[0])
+    else:
+        recipe = "vae" if name == "vae_decoder" else name
+        settings = defaults(recipe) | of_profile(recipe, profile) | train.keywords
+    aside = ("out", "folder", "run_folder", "profile", "hours", "workers", "compile", "graphs", "measure_cache")
+    kept = {k: v for k, v in settings.items() if k not in aside and not (isinstance(v, str) and "/" in v)}
+    drawn = world_digest(world_file(data_folder(profile)))
+    return hashlib.sha256(json.dumps([kept, drawn], sort_keys=True).encode()).hexdigest()[:16]

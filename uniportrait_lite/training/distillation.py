@@ -27,7 +27,7 @@ from uniportrait_lite.training.settings import SingleIDConfig
 PLACES = 32  # locations of each picture whose questions are kept, of each layer
 PICTURES = 4000  # of the training's, at most: more take minutes to record (2,000 had done as well)
 CHUNK = 50  # pictures in a pass
-WORDINGS = 8  # captions of each kind whose answers are averaged: half of what one changes is how it happens to be put
+WORDINGS = 8  # captions of each kind whose answers are averaged: most of what one changes is how it happens to be put
 BATCH = 24  # faces in a step
 SILENT = 1e-3  # a layer whose text attention changes by less (its variance) has nothing to teach
 
@@ -49,7 +49,9 @@ def distil(model: SingleID, data: SceneData, config: SingleIDConfig) -> float:
     scales = {layer: change.float().var() for layer, (_, change) in answers.items()}
     answers = {layer: answer for layer, answer in answers.items() if scales[layer] > SILENT}
     if not answers:
-        raise ConfigError("distil: to this base model words for faces mean nothing, so none can be learned from them")
+        raise ConfigError(
+            "distil: to this base model words for faces mean nothing, so none can be learned from them: give 0 steps"
+        )
     layers = [(layer, model.unet.get_submodule(layer.name), *answers[layer.name], scales[layer.name])
               for layer in model.id_attention.values() if layer.name in answers]  # fmt: skip
     intrinsic = torch.from_numpy(data.intrinsic(np.arange(count)))

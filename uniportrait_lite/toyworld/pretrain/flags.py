@@ -5,7 +5,7 @@ import importlib
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-from uniportrait_lite.errors import ConfigError
+from uniportrait_lite.errors import ConfigError, WeightsError
 from uniportrait_lite.folders import SETTINGS, data_folder, profile_settings
 from uniportrait_lite.toyworld.pretrain import NAMES
 from uniportrait_lite.toyworld.worlds import world_file
@@ -26,7 +26,13 @@ def defaults(recipe: str) -> dict[str, object]:
 
 def of_profile(recipe: str, profile: str) -> dict[str, object]:
     """What a profile sets for a recipe: its `profile.yaml`, and where its networks, runs and world lie."""
-    folder, known, settings = data_folder(profile), defaults(recipe), {}
+    known, settings = defaults(recipe), {}
+    try:
+        folder = data_folder(profile)
+    except WeightsError:
+        if profile != "tiny":
+            raise
+        return {}  # all of it is still to be made
     if profile != "tiny":
         settings = {
             name: str(folder / Path(value).relative_to(HOME))
@@ -45,7 +51,8 @@ def listing(recipe: str) -> str:
     """The settings of one recipe, or of "all", with their defaults, one a line."""
     lines = []
     for name in _recipes(recipe):
-        lines += [name, *(f"  --{key.replace('_', '-')} {value}" for key, value in defaults(name).items())]
+        settings = defaults(name) | of_profile(name, "tiny")
+        lines += [name, *(f"  --{key.replace('_', '-')} {value}" for key, value in settings.items())]
     return "\n".join(lines)
 
 

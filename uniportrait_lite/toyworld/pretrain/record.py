@@ -8,6 +8,9 @@ import shutil
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from uniportrait_lite.errors import WeightsError
+from uniportrait_lite.folders import data_folder, profile_settings
+
 
 def save_half(model, folder: str | Path):
     """Writes a diffusers or transformers model into `folder` as fp16 safetensors, all files or none; keeps `model`."""
@@ -78,8 +81,8 @@ def before(*places: Path, name: str) -> list[dict]:
 def depends(config, *weights: str | Path) -> dict:
     """What a run's result depends on beside the loop's own settings: the recipe's, the drawn world, frozen weights.
 
-    Not on where these lie, so that another machine may go on from a copy: files count by what is in them, and of paths
-    the last two names.
+    Not on where these lie, so that another machine may go on from a copy: frozen weights count by what is in them, a
+    path among the settings by its last two names.
     """
     from uniportrait_lite.toyworld.pretrain.data import world_digest
 
@@ -112,9 +115,13 @@ def file_digest(*paths: str | Path) -> str:
 def command(name: str, config, verb: str = "pretrain") -> str:
     """The command line that runs the recipe or stage `name` with the settings `config` where they are not its own."""
     words = [f"python -m uniportrait_lite {verb} {name}"]
+    try:
+        own = profile_settings(data_folder("tiny"), name)  # which the command line stands above
+    except WeightsError:
+        own = {}
     for field in fields(config):
         value = getattr(config, field.name)
-        if value != field.default and field.name not in ("out", "folder", "run_folder"):
+        if (value != field.default or field.name in own) and field.name not in ("out", "folder", "run_folder"):
             words.append(f"--{field.name.replace('_', '-')} {str(value).lower()}")
     return " ".join(words)
 

@@ -60,7 +60,7 @@ def page(folder: Path, head: str) -> str:
             lines.append(f"| {' | '.join((*cells, metrics if run is report else 'see the next'))} |")
     lines += ["", "## Files", "", "| file | kB |", "| --- | --- |"]
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.startswith("README.md"):
+        if path.is_file() and not path.name.startswith("README.md") and path.parent.name != "__pycache__":
             lines.append(f"| `{path.relative_to(folder).as_posix()}` | {path.stat().st_size / 1000:,.1f} |")
     return head + "\n" + "\n".join(lines) + "\n"
 

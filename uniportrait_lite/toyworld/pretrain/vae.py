@@ -143,10 +143,13 @@ def run(**overrides) -> dict:
         precision=config.precision, seed=config.seed, cooldown=config.cooldown, weight_decay=0.0,
         workers=config.workers,
     )  # fmt: skip
+    from uniportrait_lite.toyworld.pretrain.latents import encoder_digest  # which takes `to_pixels` from here
+
+    frozen = {"encoder": encoder_digest(config.start_from)} if config.decoder_only and config.start_from else {}
     edge_layers = ("conv_in", "encoder.conv_out", "decoder.conv_out", "quant_conv")
     history = train(
         loop, model, batch, loss, no_muon=lambda name: any(part in name for part in edge_layers),
-        depends_on=depends(config, *([f"{config.recogniser}/model.safetensors"] if config.perceptual else [])),
+        depends_on=frozen | depends(config, *([f"{config.recogniser}/model.safetensors"] if config.perceptual else [])),
     )  # fmt: skip
     return export(model.vae, config, history)
 
