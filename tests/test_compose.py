@@ -123,7 +123,7 @@ def test_columns_are_the_pictures_and_asked_for_where_only_a_part_of_it_is_drawn
     )
     assert np.array_equal(free, default) and not np.array_equal(free, columned)
     styled = [compose.in_style(up, "two people", cleo, two, steps=3, columns=share) for share in (0, 0.7)]
-    assert styled[1].info["columns"] == "0.7" and styled[0].info["columns"] == "0"
+    assert styled[1].info["columns"] == "0.7" and styled[0].info["columns"] == "0.0"
     assert styled[0].info["prompt"] == "two people" and styled[0].info["weights"] == "tiny/uniportrait"
     assert not np.array_equal(*map(np.asarray, styled))
 
@@ -198,7 +198,7 @@ def test_a_story_has_its_people_in_every_panel_and_says_who_is_there(up):
     strip = told.strip(height=128, captions=["one", "two", "three"])
     assert strip.width == 128 + 192 + 128 + 4 * 8 and 128 < strip.height < 200
     assert np.array_equal(np.asarray(strip)[8:136, 8:136], np.asarray(told.images[0]))
-    assert strip.info["prompt"] == " / ".join(told.prompts) and strip.info["steps"] == "10"
+    assert strip.info["prompt"] == "; ".join(told.prompts) and strip.info["steps"] == "10"
     assert strip.info["base"] and not {"people", "seed"} & strip.info.keys()  # which the panels do not share
     long = told.strip(height=128, captions=["a very long story " * 5, "two", "three"])
     assert long.height > strip.height and (np.asarray(long)[140:, 8:120] < 128).any()

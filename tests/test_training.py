@@ -382,6 +382,7 @@ def test_a_run_trains_only_what_carries_identity_and_exports_its_average(place, 
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert {"loss", "face"} <= log[0].keys()
     with Image.open(run / "samples" / "000002.png") as grid:
+        assert grid.text["weights"].endswith("/weights") and "a portrait of" in grid.text["prompt"]
         assert grid.size == (256, 128)
     assert json.loads((run / "cache.json").read_text())["speedup"] > 0
     assert list((run / "tb").iterdir())

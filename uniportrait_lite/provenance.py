@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
@@ -29,10 +29,12 @@ def tell(image: Image.Image, **facts: object) -> None:
     image.info.update({name: str(value) for name, value in facts.items() if value is not None})
 
 
-def shared(images: Sequence[Image.Image]) -> dict[str, str]:
-    """The facts that are the same in all of some pictures, for one that is made of them."""
-    first, *others = (image.info for image in images)
-    return {name: first[name] for name in FACTS if name in first and all(o.get(name) == first[name] for o in others)}
+def gathered(images: Iterable[Image.Image]) -> dict[str, str]:
+    """Facts for a picture that is made of some: their prompts, and what else is the same in all that tell anything."""
+    infos = [image.info for image in images if image.info.keys() & {*FACTS}]
+    same = {name: infos[0].get(name) for name in FACTS if len({info.get(name) for info in infos}) == 1}
+    prompts = "; ".join(dict.fromkeys(info["prompt"] for info in infos if "prompt" in info))
+    return {name: value for name, value in {**same, "prompt": prompts or None}.items() if value is not None}
 
 
 def told(image: Image.Image) -> dict[str, str]:

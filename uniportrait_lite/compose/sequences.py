@@ -16,7 +16,7 @@ from uniportrait_lite.adapter import Identity, UniPortrait
 from uniportrait_lite.assignment import Assignment
 from uniportrait_lite.checks import number, whole
 from uniportrait_lite.errors import ConfigError, PictureError
-from uniportrait_lite.provenance import shared, tell
+from uniportrait_lite.provenance import gathered, tell
 
 GAP, LINE, FONT = 8, 16, 13  # pixels of a strip: between panels, of a line of caption, of its letters
 
@@ -51,7 +51,7 @@ class Story:
             sheet.paste(panel, (left, GAP))
             draw.multiline_text((left, height + GAP + 2), "\n".join(text), fill="black", font=font, spacing=LINE - FONT)
             left += panel.width + GAP
-        tell(sheet, **shared(self.images) | {"prompt": " / ".join(self.prompts)})
+        tell(sheet, **gathered(self.images))
         return sheet
 
 

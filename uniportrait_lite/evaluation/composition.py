@@ -27,6 +27,7 @@ from uniportrait_lite.evaluation.witnesses import Witnesses
 from uniportrait_lite.folders import data_folder, prompts_file
 from uniportrait_lite.image_prompt import clip_view
 from uniportrait_lite.pictures import save_picture
+from uniportrait_lite.provenance import gathered, tell
 from uniportrait_lite.quiet import no_advice
 from uniportrait_lite.toyworld.factors import STYLES
 from uniportrait_lite.toyworld.pretrain.record import hardware
@@ -298,7 +299,9 @@ def evaluate(protocol: Protocol, out: Path, other_base: Path) -> dict:
     result = {"people": len(protocol.people), "hardware": hardware(), "tools": [], "two": [], "looks": [], "absent": {}}
 
     def keep(name: str, images: Sequence[Image.Image], hints: Sequence[Image.Image]) -> None:
-        save_picture(_sheet(images, hints), out / f"compose_{name.replace(',', '').replace(' ', '_')}.png")
+        shown = _sheet(images, hints)
+        tell(shown, **gathered(images))
+        save_picture(shown, out / f"compose_{name.replace(',', '').replace(' ', '_')}.png")
         write_json(result, out / "compose.json")
         write_text(compose_markdown(result), out / "compose.md")
 

@@ -16,6 +16,7 @@ from uniportrait_lite.evaluation.report import sheet, verdicts
 from uniportrait_lite.evaluation.stack_parts import Figure, Lab, arrays
 from uniportrait_lite.pictures import save_picture
 from uniportrait_lite.pipelines import untempered
+from uniportrait_lite.provenance import origin, tell
 from uniportrait_lite.toyworld import Scene, captions
 from uniportrait_lite.toyworld.factors import IDENTITY, SCENE
 from uniportrait_lite.toyworld.pretrain.reader import CHOICES, shows
@@ -90,7 +91,9 @@ def text(lab: Lab) -> list[Figure]:
     ]
     wrong = [f"not seen: {', '.join(names)}" if names else "all there" for names in missed]
     rows = list(zip([scene.image for scene in scenes], images, prompts, wrong, strict=True))
-    save_picture(verdicts(rows[:24]), lab.out / "stack_text.png")
+    shown = verdicts(rows[:24])
+    tell(shown, prompt="; ".join(prompts[:24]), base=origin(lab.folder / "sd"))
+    save_picture(shown, lab.out / "stack_text.png")
     return figures + _groups(lab, pipe)
 
 
@@ -128,7 +131,9 @@ def _groups(lab: Lab, pipe: DiffusionPipeline) -> list[Figure]:
         rows = [
             [(scene.image, "real"), (image, "from its caption")] for scene, image in zip(scenes, images, strict=True)
         ]
-        save_picture(sheet(["", ""], rows[:12]), lab.out / f"stack_groups_{size}.png")
+        shown = sheet(["", ""], rows[:12])
+        tell(shown, base=origin(lab.folder / "sd"))
+        save_picture(shown, lab.out / f"stack_groups_{size}.png")
     return figures
 
 

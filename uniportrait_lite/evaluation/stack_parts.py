@@ -16,6 +16,7 @@ from uniportrait_lite.evaluation.portraits import autoencoder, decoded
 from uniportrait_lite.evaluation.report import sheet
 from uniportrait_lite.evaluation.witnesses import Witnesses
 from uniportrait_lite.pictures import save_picture
+from uniportrait_lite.provenance import origin, tell
 from uniportrait_lite.toyworld import Person, Scene
 from uniportrait_lite.toyworld.pretrain import detector
 from uniportrait_lite.toyworld.pretrain.recognition import as_input, twice_resampled
@@ -132,7 +133,9 @@ def decoding(lab: Lab) -> list[Figure]:
             [(scene.image, "real"), (image, "decoded")] for scene, image in zip(first[:6], restored, strict=False)
         ]
     rows = [a + b for a, b in zip(shown_pairs[::2], shown_pairs[1::2], strict=True)]
-    save_picture(sheet(["", "", "", ""], rows), lab.out / "stack_vae.png")
+    shown = sheet(["", "", "", ""], rows)
+    tell(shown, base=origin(lab.folder / "sd"))
+    save_picture(shown, lab.out / "stack_vae.png")
     return figures
 
 

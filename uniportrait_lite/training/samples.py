@@ -13,6 +13,7 @@ from uniportrait_lite.assignment import assign
 from uniportrait_lite.evaluation import metrics
 from uniportrait_lite.faces import detector_of
 from uniportrait_lite.pictures import save_picture
+from uniportrait_lite.provenance import gathered, tell
 from uniportrait_lite.quiet import no_progress_bars
 from uniportrait_lite.toyworld import Scene, captions, splits
 from uniportrait_lite.toyworld.pretrain.recognition import crop
@@ -122,4 +123,5 @@ def save_grid(rows: list[list[Image.Image]], path: Path) -> None:
         for image in row:
             sheet.paste(image, (x, y * height))
             x += image.width
+    tell(sheet, **gathered(image for row in rows for image in row))
     save_picture(sheet, path)

@@ -16,6 +16,7 @@ from torch import nn
 from uniportrait_lite.graphs import wanted
 from uniportrait_lite.loop import LoopConfig, train
 from uniportrait_lite.pictures import save_picture
+from uniportrait_lite.provenance import tell
 from uniportrait_lite.speed import fast_attention
 from uniportrait_lite.toyworld.pretrain.noisy import NoisyScenes
 from uniportrait_lite.toyworld.pretrain.record import depends, record, save_half
@@ -164,7 +165,9 @@ def run(**overrides) -> dict:
 
     def look(module, step):
         images = sample(pipeline(module.unet, folder, module.text_encoder), list(PROMPTS), seed=0)
-        save_picture(side_by_side(images), Path(config.out) / f"samples_{step:06d}.png")
+        shown = side_by_side(images)
+        tell(shown, prompt="; ".join(PROMPTS), seed=0)
+        save_picture(shown, Path(config.out) / f"samples_{step:06d}.png")
         return {}
 
     loop = LoopConfig(
