@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import uniportrait_lite as upl
 from uniportrait_lite.assignment import assign
 from uniportrait_lite.errors import ConfigError
 from uniportrait_lite.evaluation import people as protocol
@@ -18,6 +19,7 @@ from uniportrait_lite.toyworld.wording import WORDS, tokens
 from uniportrait_lite.toyworld.worlds import world
 
 PROMPTS = data_folder("tiny").parent / "prompts" / "people.json"
+FACES = data_folder("tiny").parent / "faces"
 
 
 def test_every_pair_is_drawn_with_each_its_prompts_and_noise_of_its_own():
@@ -120,3 +122,15 @@ def test_routers_of_other_single_id_weights_are_no_ablation(tmp_path):
     with (tmp_path / "model.safetensors").open("ab") as file:
         file.write(b" ")
     assert "other single-ID weights" in protocol._unfit(tmp_path, full)
+
+
+def test_words_for_one_person_are_drawn_on_that_person_alone():
+    witnesses, wearing = Witnesses(data_folder("tiny")), {"hat": "beret", "hat_color": "red"}
+    up, worn = upl.load("tiny"), []
+    people = [up.identity(FACES / f"{name}.png") for name in ("ann", "bob", "cleo", "dan")]
+    for k, (first, other) in enumerate([(0, 1), (1, 2), (2, 3), (3, 0)]):
+        out = up("two people in the park", [people[first].saying("wearing a red beret"), people[other]], seed=k)
+        found = witnesses.faces.detect(out.images[0])  # from left to right, as people are named
+        read = witnesses.reader.read([out.images[0]] * len(found), [face.box for face in found])
+        worn.append([all(each[name] == value for name, value in wearing.items()) for each in read])
+    assert sum(each[0] for each in worn) >= 3 and not any(any(each[1:]) for each in worn), worn

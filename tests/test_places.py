@@ -81,6 +81,11 @@ def test_fetch_downloads_what_is_asked_for_and_that_once(repositories, home):
         assert f"{name}: {home}/hub/models--some--{name}/snapshots/{hub.COMMIT}; licence: " in first.stdout
 
 
+def test_all_of_insightfaces_packages_have_its_licence():
+    found = places.find({"faces": "buffalo_s"}, only=["faces"])["faces"]
+    assert found.licence == PARTS["faces"].licence and "research" in found.licence
+
+
 def test_offline_one_error_lists_all_that_is_missing(home):
     done = command("fetch", "sd15", home=home, HF_HUB_OFFLINE="1")
     assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr

@@ -198,12 +198,12 @@ def test_the_decoders_second_pass_is_of_the_autoencoder_that_is_there(mine):
 
 
 def test_what_a_part_was_made_with_counts_and_not_where(mine):
-    def made(folder: str) -> str:
-        return weights._settings("unet", folder, weights.plan(folder, None)["unet"])
+    def made(folder: str, hours: float | None = None) -> str:
+        return weights._settings("unet", folder, weights.plan(folder, hours)["unet"])
 
     there = mine.parent / "there" / "mine"
     shutil.copytree(mine, there)
-    assert made("./mine") == made(str(there))
+    assert made("./mine") == made(str(there)) == made("./mine", hours=1)
     (there / "profile.yaml").write_text(SETTINGS.replace("head_width: 8", "head_width: 16"))
     assert made("./mine") != made(str(there))
 

@@ -529,8 +529,6 @@ class UniPortrait:
                 found.append(torch.nn.functional.normalize(vectors.sum(0), dim=0).cpu().numpy())
         return np.array(found, np.float32)
 
-    # Checks
-
     def facts(self, people: int, id_scale: float | None = None, structure_scale: float | None = None,
               columns: float | None = None) -> dict[str, object]:  # fmt: skip
         """What a picture of so many people is to tell of itself (`provenance.tell`), beside its prompt, seed and steps.
@@ -545,6 +543,8 @@ class UniPortrait:
             "weights": self.weights if people else None,
             "base": origin(self.pipe.name_or_path) if self.pipe.name_or_path else None,
         }
+
+    # Checks
 
     def _scale(self, name: str, value: float | None, *highest: float) -> float:
         return getattr(self.config.defaults, name) if value is None else number(name, value, 0, *highest)

@@ -45,8 +45,9 @@ def run(profile: str = "tiny", hours: float | None = None) -> Path:
 
     Each part has its settings (`folders.profile_settings`), or, where `hours` are given, its share of these in place of
     a number of steps. Called again it goes on where it was stopped, at the last checkpoint of the part, in `runs`, on
-    another machine as well, and leaves alone what was done with these settings and is still there: its weights may have
-    been trained on since. Raises `ConfigError` for settings or a world that cannot be, before anything is trained.
+    another machine as well, and leaves alone what was done with these settings, for however long, and is still there:
+    its weights may have been trained on since. Raises `ConfigError` for settings or a world that cannot be, before
+    anything is trained.
     """
     folder = data_folder(profile)
     world(world_file(folder))
@@ -129,13 +130,15 @@ def batches(folder: Path, file: Path) -> dict[str, dict]:
 
 
 def _settings(name: str, profile: str, train: partial) -> str:
-    """A digest of what a part's weights depend on, as far as its own settings and the world say it: not on places."""
+    """A digest of a part's settings and of the world, but for places and for how long it trains."""
     if name in STAGES:
         settings = asdict(train.args[0])
     else:
         recipe = "vae" if name == "vae_decoder" else name
         settings = defaults(recipe) | of_profile(recipe, profile) | train.keywords
-    aside = ("out", "folder", "run_folder", "profile", "hours", "workers", "compile", "graphs", "measure_cache")
+    aside = (
+        "out", "folder", "run_folder", "profile", "steps", "hours", "workers", "compile", "graphs", "measure_cache",
+    )  # fmt: skip
     kept = {k: v for k, v in settings.items() if k not in aside and not (isinstance(v, str) and "/" in v)}
     drawn = world_digest(world_file(data_folder(profile)))
     return hashlib.sha256(json.dumps([kept, drawn], sort_keys=True).encode()).hexdigest()[:16]
