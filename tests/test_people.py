@@ -24,20 +24,23 @@ FACES = data_folder("tiny").parent / "faces"
 
 def test_every_pair_is_drawn_with_each_its_prompts_and_noise_of_its_own():
     several, alone = protocol.people_prompts(PROMPTS)
-    asks = protocol.plan(15, several, alone, each=2, triples=40, seed=0)
-    assert {number: len(part) for number, part in asks.items()} == {1: 15 * len(alone), 2: 210, 3: 80}
+    asks = protocol.plan(15, several, alone, each=2, triples=40, seed=0, larger=20)
+    assert {k: len(part) for k, part in asks.items()} == {1: 15 * len(alone), 2: 210, 3: 80, 4: 40, 5: 40}
     assert len({frozenset(ask.who) for ask in asks[2]}) == 105
     assert len({frozenset(ask.who) for ask in asks[3]}) == 40
-    assert len({ask.seed for ask in asks[2] + asks[3]}) == 290
+    assert len({ask.seed for number in (2, 3, 4, 5) for ask in asks[number]}) == 370
     used = [ask.prompt.name for ask in asks[2]]
     assert {used.count(prompt.name) for prompt in several} == {42}
     assert any(ask.who != tuple(sorted(ask.who)) for ask in asks[2])  # named in any order
-    assert asks == protocol.plan(15, several, alone, each=2, triples=40, seed=0)
+    assert len({frozenset(ask.who) for ask in asks[5]}) == 20 and len(asks[5][0].who) == 5
+    assert asks == protocol.plan(15, several, alone, each=2, triples=40, seed=0, larger=20)
+    few = protocol.plan(3, several, alone, each=1, triples=40, seed=0, larger=20)
+    assert {k: len(part) for k, part in few.items()} == {1: 3 * len(alone), 2: 3, 3: 1, 4: 0, 5: 0}
 
 
 def test_prompts_are_words_of_the_world_and_fit_their_number():
     several, alone = protocol.people_prompts(PROMPTS)
-    for number in ("two", "three"):
+    for number in protocol.NUMBERS.values():
         assert set(tokens(" ".join(p.text.format(number=number) for p in several))) <= set(WORDS)
     assert set(tokens(" ".join(p.text for p in alone))) <= set(WORDS)
 

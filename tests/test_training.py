@@ -48,7 +48,7 @@ torch.set_num_threads(1)
 from uniportrait_lite.toyworld.pretrain import data, latents
 data.CACHE = latents.CACHE = pathlib.Path(os.environ["CACHE"])
 data.CHUNK = latents.CHUNK = {CHUNK}
-sets = (("portraits", 0, 1), ("unseen", 2_000_000, 1), ("pairs", 0, 2), ("trios", 0, 3))
+sets = (("portraits", 0, 1), ("unseen", 2_000_000, 1), ("pairs", 0, 2), ("trios", 0, 3), ("quintets", 0, 5))
 data.SETS |= {{name: data.SceneSet(name, range(k, k + 5), n) for name, k, n in sets}}
 from uniportrait_lite.training import batches, multi_id, single_id
 draw = batches.Batches.__call__
@@ -117,7 +117,8 @@ def place(stack, tmp_path, monkeypatch) -> Path:
     for module in (world, world_latents):
         monkeypatch.setattr(module, "CHUNK", CHUNK)
         monkeypatch.setattr(module, "CACHE", stack / "cache")
-    for name, first, faces in (("portraits", 0, 1), ("unseen", 2_000_000, 1), ("pairs", 0, 2), ("trios", 0, 3)):
+    groups = [(name, 0, faces) for faces, name in enumerate(("pairs", "trios", "quartets", "quintets"), start=2)]
+    for name, first, faces in (("portraits", 0, 1), ("unseen", 2_000_000, 1), *groups):
         monkeypatch.setitem(world.SETS, name, world.SceneSet(name, range(first, first + 5), faces))
     AcceleratorState._reset_state()  # accelerate lets a process have one precision
     return tmp_path
@@ -645,8 +646,12 @@ def multi(single: Path, *flags: str) -> MultiIDConfig:
 def groups_of(config: MultiIDConfig) -> tuple[network.MultiID, GroupBatches]:
     stack = network.Stack(single_id.data_folder("tiny"))
     frozen = (stack.features, stack.tokenizer, stack.folders)
-    pairs, trios = (Batches(config, SceneData(name, config.groups, *frozen), 1000) for name in ("pairs", "trios"))
-    return multi_id.build(config, stack, *checkpoints.load(config.single_id)), GroupBatches(config, pairs, trios)
+    kinds = {
+        name: Batches(config, SceneData(name, config.groups, *frozen), 1000)
+        for name, share in config.shares.items()
+        if share
+    }
+    return multi_id.build(config, stack, *checkpoints.load(config.single_id)), GroupBatches(config, kinds)
 
 
 def test_multi_id_weights_go_on_beside_other_single_id_weights(single, tmp_path):
@@ -680,7 +685,7 @@ def test_multi_id_weights_go_on_beside_other_single_id_weights(single, tmp_path)
 
 def test_features_and_boxes_of_a_group_belong_to_the_same_faces(single):
     _, batches = groups_of(multi(single))
-    data = batches.trios.data
+    data = batches.kinds["trios"].data
     drawn = data.draw(torch.Generator().manual_seed(3), 4, swap=0.0)
     assert sorted(drawn["face"][0] % 3) == [0, 1, 2] and len({tuple(row % 3) for row in drawn["face"]}) > 1
     read, computed = data.read(drawn), data.read(drawn, cached=False)
@@ -696,7 +701,7 @@ def test_features_and_boxes_of_a_group_belong_to_the_same_faces(single):
 
 
 def test_swapped_features_in_groups_come_from_another_picture_of_the_same_person(single):
-    data = groups_of(multi(single))[1].pairs.data
+    data = groups_of(multi(single))[1].kinds["pairs"].data
     drawn = data.draw(torch.Generator().manual_seed(0), 64, swap=1.0)
     assert (data.people[drawn["source"]] == data.people[drawn["face"]]).all()
     assert (drawn["source"] != drawn["face"]).all()
@@ -704,7 +709,7 @@ def test_swapped_features_in_groups_come_from_another_picture_of_the_same_person
 
 def test_what_is_said_of_a_person_alone_goes_with_their_face(single):
     _, batches = groups_of(multi(single))
-    data = batches.trios.data
+    data = batches.kinds["trios"].data
     drawn = data.draw(torch.Generator().manual_seed(3), 40, swap=0.0)
     words = [data.tokenizer.batch_decode(row, skip_special_tokens=True) for row in data.sentences(drawn)]
     kinds = {kind: set(wording.NOUNS[kind]) for kind in ("woman", "man")}
@@ -724,11 +729,11 @@ def test_sentences_are_said_in_as_many_steps_as_asked_and_never_without_a_captio
 
     def said(share: str, seed: int):
         config = multi(single, "--no-caption", "0.3", "--no-face", "0.3", "--batch", "24", "--sentences", share)
-        return Batches(config, batches.pairs.data, 1000)(0, torch.Generator().manual_seed(seed))
+        return Batches(config, batches.kinds["pairs"].data, 1000)(0, torch.Generator().manual_seed(seed))
 
     assert said("0", 0).sentences is None
     batch = said("1", 0)
-    heard = (batch.text != batches.pairs.no_text).any(dim=1) & batch.active
+    heard = (batch.text != batches.kinds["pairs"].no_text).any(dim=1) & batch.active
     assert batch.sentences.shape == (*batch.said.shape, 48)
     assert 0 < heard.sum() < len(heard) and batch.said[heard].any() and not batch.said[~heard].any()
     assert 0 < sum(said("0.5", seed).sentences is None for seed in range(12)) < 12
@@ -737,7 +742,7 @@ def test_sentences_are_said_in_as_many_steps_as_asked_and_never_without_a_captio
 def test_sentences_change_what_the_model_predicts(single):
     torch.manual_seed(0)
     model, batches = groups_of(multi(single, "--no-caption", "0", "--sentences", "1"))
-    batch = batches.pairs(0, torch.Generator().manual_seed(0))
+    batch = batches.kinds["pairs"](0, torch.Generator().manual_seed(0))
     with torch.no_grad():
         told, silent, without = (
             float(model.eval()(each)["diffusion"])
@@ -792,19 +797,15 @@ def test_the_temperature_falls_and_trios_come_as_often_as_asked(single):
     _, batches = groups_of(multi(single, "--temperature", "2", "--last-temperature", "1", "--cooling", "10"))
     drawn = [batches(step, torch.Generator().manual_seed(step)) for step in (0, 5, 10, 20)]
     assert [float(batch.temperature) for batch in drawn] == [2, 1.5, 1, 1]
-    people = {
-        share: {
-            batch.boxes.shape[1]
-            for batch in (
-                GroupBatches(multi(single, "--trios", share), batches.pairs, batches.trios)(
-                    k, torch.Generator().manual_seed(k)
-                )
-                for k in range(4)
-            )
-        }
-        for share in ("0", "1")
-    }
-    assert people == {"0": {2}, "1": {3}}
+    asked = {("0", "0"): {2}, ("1", "0"): {3}, ("0.4", "0.6"): {3, 4, 5}, ("0.2", "0.4"): {2, 3, 4, 5}}
+    for (trios, larger), people in asked.items():
+        _, batches = groups_of(multi(single, "--trios", trios, "--larger", larger, "--batch", "12"))
+        drawn = [batches(k, torch.Generator().manual_seed(k)) for k in range(40)]
+        assert {batch.boxes.shape[1] for batch in drawn} == people
+        for batch in drawn:  # wider pictures, fewer in a step, and each identity its own face
+            people_in_it = batch.boxes.shape[1]
+            assert batch.latents.shape[::3] == (24 // (people_in_it + 1), 8 * (people_in_it + 1))
+            assert batch.intrinsic.shape[:2] == batch.boxes.shape[:2]
 
 
 def test_the_routers_learn_from_both_losses_and_the_frozen_parts_do_not(single):
@@ -877,6 +878,7 @@ def test_an_ablation_of_the_second_stage_keeps_away_from_the_full_methods_folder
         (["--temperature", "0"], "temperature is above 0"),
         (["--route-weight", "-1"], "not below 0"),
         (["--trios", "2"], "trios is a share"),
+        (["--larger", "0.7"], "trios and larger share the steps"),
         (["--groups", "0"], "groups is at least 1"),
         (["--single-id", "nowhere"], "nowhere holds no config.json"),
     ],

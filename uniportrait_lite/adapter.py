@@ -48,24 +48,31 @@ class _Once(functools.cached_property):
             return super().__get__(instance, owner)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Identity:
     """Who should be in the picture: features of their references, and the aligned `crops` (PIL, 224) they come from.
 
-    Made by `UniPortrait.identity`. `parts` are features with their share: one for a person, several for a mixture.
-    `sentence` is said of this person alone, see `saying`.
+    Made by `UniPortrait.identity`. `parts` are features with their share: one for a person, several for a mixture;
+    `shares` are those of the crops. `sentence` is said of this person alone, see `saying`.
     """
 
     parts: tuple[tuple[float, IDFeatures], ...]
     crops: tuple[Image.Image, ...] = field(repr=False)
+    shares: tuple[float, ...] = field(repr=False)
     sentence: str | None = None
+
+    @property
+    def looks(self) -> tuple[tuple[float, bytes], ...]:
+        """What tells who this is from others: the crops and their shares, whatever is said."""
+        return tuple(zip(self.shares, (np.asarray(crop).tobytes() for crop in self.crops), strict=True))
 
     def saying(self, sentence: str) -> Identity:
         """The same person with words that are meant for nobody else: `[ann.saying("wearing a red hat"), bob]`.
 
         They are read, beside the prompt, only where the picture shows this person: where the routers or the masks have
         them. One person alone, without a mask, is everywhere, and the prompt is the better place for such words. Not in
-        the paper, whose prompt is everybody's: an addition of ours, which the multi-ID stage trains along.
+        the paper, whose prompt is everybody's: an addition of ours, which the multi-ID stage here trains along. The
+        published weights were not trained with such words, and what they do with them is not known.
         """
         if not isinstance(sentence, str) or not sentence.strip():
             raise ConfigError(f"a sentence about a person is a text with words in it, not {sentence!r}")
@@ -79,9 +86,10 @@ class Identity:
         if not isinstance(other, Identity):
             raise ConfigError(f"an identity mixes with another identity, not with {type(other).__name__}")
         amount = number("amount", amount, 0, 1)
-        shares = [(1 - amount, part) for part in self.parts] + [(amount, part) for part in other.parts]
-        parts = tuple((share * a, features) for share, (a, features) in shares)
-        return Identity(parts, self.crops + other.crops, self.sentence or other.sentence)
+        both = ((1 - amount, self), (amount, other))
+        parts = tuple((share * part, features) for share, one in both for part, features in one.parts)
+        shares = tuple(share * part for share, one in both for part in one.shares)
+        return Identity(parts, self.crops + other.crops, shares, self.sentence or other.sentence)
 
 
 class UniPortrait:
@@ -215,7 +223,8 @@ class UniPortrait:
             features = encoder(pixels.to(self._device, self._place[1]) / 255)
             self._nobody  # noqa: B018 - needed for every picture, and the encoders are large
         references = [IDFeatures(*(x[i : i + 1] for x in features)) for i in range(len(crops))]
-        return Identity(((1.0, IDFeatures.of_references(references)),), tuple(crops))
+        alike = (1 / len(crops),) * len(crops)
+        return Identity(((1.0, IDFeatures.of_references(references)),), tuple(crops), alike)
 
     @property
     def _device(self) -> torch.device:
@@ -275,11 +284,7 @@ class UniPortrait:
         For loops of your own: `conditions.rows(index)` makes it as many rows as your batch has. Several people also
         need `dataclasses.replace(conditions, routing=Routing(size, columns=...))`, with the size of the latents.
         """
-        for identity in identities:
-            if not isinstance(identity, Identity):
-                raise ConfigError(f"{type(identity).__name__} is no identity: make one with identity(picture)")
-            if identity.parts[0][1].intrinsic.shape[-1] != self.config.id_embedding.intrinsic_dim:
-                raise ConfigError("this identity comes from other encoders: make it again with this UniPortrait")
+        self._check_people(identities)
         scale = self._scale("structure_scale", structure_scale)
         with self._embedding() as embed:
             people = torch.stack([self._tokens(embed, identity, scale) for identity in identities], dim=1)
@@ -344,8 +349,11 @@ class UniPortrait:
         of its own.
         """
         self._check_attached()
-        if masks is not None and len(masks) != len(identities):
-            raise ConfigError(f"masks: {len(masks)} for {len(identities)} people; give each person one")
+        if masks is not None:
+            if not isinstance(masks, list | tuple | np.ndarray | Tensor) or not np.shape(masks[:0]):
+                raise ConfigError(f"masks are a list, with one for each person, not {type(masks).__name__}")
+            if len(masks) != len(identities):
+                raise ConfigError(f"masks: {len(masks)} for {len(identities)} people; give each person one")
         if len(identities) > 1 and masks is None and not self.routes:
             raise ConfigError(
                 f"{len(identities)} people in one picture need ID routing, and these weights have had the single-ID "
@@ -425,7 +433,9 @@ class UniPortrait:
 
         With `distinct` each picture's faces are matched with the people, and where someone is doubled or missing it is
         drawn again, a few times at most, everyone kept to a region of their own; `.assignment` then says who is where
-        (an `Assignment` a picture), `.tries` how many pictures were drawn again.
+        (an `Assignment` a picture), `.tries` how many pictures were drawn again. Nobody may be given twice then; else
+        a person who is given twice is drawn twice. How many people a prompt names is not looked at: "a woman in the
+        park" with two identities shows both.
 
         Pictures (PIL) know how they were made, which `pictures.save_picture` writes into PNG files (provenance.py).
 
@@ -437,6 +447,7 @@ class UniPortrait:
         """
         self._check_attached()
         people = [identities] if isinstance(identities, Identity) else list(identities or [])
+        self._check_people(people)
         prompts = [prompt] if isinstance(prompt, str) else prompt
         if not isinstance(prompts, list | tuple) or not prompts or not all(isinstance(p, str) for p in prompts):
             raise ConfigError(f"a prompt is a text, or a list of texts, not {prompt!r}")
@@ -466,10 +477,11 @@ class UniPortrait:
                 raise ConfigError(f"{name} is no argument of this call, nor of {type(self.pipe).__name__}")
         if distinct:
             self._check_distinct(people, masks, routing, len(prompts) * num_images, pipe_arguments)
+            references = self._references(people)
             first = int(torch.randint(2**31, (1,))) if seed is None else first
             arguments["generator"] = _noise(range(first, first + len(prompts) * num_images))
-        if len(people) > 1 and not {"width", "image", "latents"} & pipe_arguments.keys():
-            pipe_arguments = self._size(len(people)) | pipe_arguments
+        if not {"image", "latents"} & pipe_arguments.keys():
+            pipe_arguments = self._size(len(people), pipe_arguments) | pipe_arguments
         if routing and pipe_arguments.get("return_dict") is False:
             raise ConfigError("routing maps come with the pipeline's output: leave return_dict as it is")
         maps = RoutingMaps() if routing else None
@@ -485,7 +497,9 @@ class UniPortrait:
             **self.facts(len(people), id_scale, structure_scale, columns),
         }
         if masks is not None:
-            facts["columns"] = None
+            facts |= {"columns": None, "regions": "masks"}
+        said = [f"person {n}: {person.sentence}" for n, person in enumerate(people, 1) if person.sentence]
+        facts["said"] = "; ".join(said) or None
         for place, image in enumerate(out[0]):
             if isinstance(image, Image.Image):
                 noise = first + place if "generator" in arguments else None
@@ -493,41 +507,61 @@ class UniPortrait:
         if routing:
             out.routing = maps
         if distinct:
+            flags = getattr(out, "nsfw_content_detected", None)
+            flagged = {} if flags is None else dict(zip(map(id, out.images), flags, strict=True))
+            drawn = []  # kept, as flags go by what an image is
 
             def again(number: int, noise: int, regions: list[np.ndarray] | None) -> Image.Image:
-                return self(
+                other = self(
                     prompts[number // num_images], people, seed=(first + number + noise * ANOTHER) % 2**32,
                     steps=steps, guidance=guidance, negative_prompt=negative_prompt, masks=regions,
                     **knobs, **shown, **pipe_arguments,
-                ).images[0]  # fmt: skip
+                )  # fmt: skip
+                if flags is not None:
+                    flagged[id(other.images[0])] = other.nsfw_content_detected[0]
+                if regions is not None:
+                    tell(other.images[0], regions="of distinct")
+                drawn.append(other.images[0])
+                return other.images[0]
 
-            look = functools.partial(self.assignment, identities=people)
+            look = functools.partial(self._assignment, references=references)
             settled = [settle(image, look, functools.partial(again, k)) for k, image in enumerate(out.images)]
             out.images = [image for image, _, _ in settled]
+            if flags is not None:
+                out.nsfw_content_detected = [flagged[id(image)] for image in out.images]
             out.assignment, out.tries = [found for _, found, _ in settled], [tries for _, _, tries in settled]
         return out
 
     def assignment(self, image: Any, identities: Sequence[Identity]) -> Assignment:
         """Who of these people is where in a picture: its faces matched with their references, by the face backbone.
 
-        A mixture is taken for the mean of its references.
+        Somebody with several references, or a mixture, is the mean of these, by their shares.
         """
+        return self._assignment(image, self._references(identities))
+
+    def _assignment(self, image: Any, references: np.ndarray) -> Assignment:
         from uniportrait_lite.faces import detect
 
         faces = detect(image, self._encoders["faces"])
-        boxes, crops = np.array([face.box for face in faces]), [[face.crop] for face in faces]
-        return assign(boxes, self._embeddings(crops), self._embeddings([person.crops for person in identities]))
+        embeddings = self._embeddings([face.crop for face in faces]) if faces else np.zeros((0, references.shape[1]))
+        return assign(np.array([face.box for face in faces]), embeddings, references)
+
+    def _references(self, identities: Sequence[Identity]) -> np.ndarray:
+        """The face backbone's embedding (N, D) of each identity, of length 1."""
+        embeddings = self._embeddings([crop for person in identities for crop in person.crops])
+        ends = np.cumsum([len(person.crops) for person in identities])[:-1]
+        means = [
+            np.asarray(person.shares, np.float32) @ own
+            for person, own in zip(identities, np.split(embeddings, ends), strict=True)
+        ]
+        return np.stack([mean / np.linalg.norm(mean) for mean in means])
 
     @torch.no_grad()
-    def _embeddings(self, crops: Sequence[Sequence[Image.Image]]) -> np.ndarray:
-        """The face backbone's embedding of each list of a person's crops, of length 1: (people, D)."""
-        found = []
-        with self._at_work(self.features) as encoder:
-            for pictures in crops:
-                pixels = torch.from_numpy(np.stack([np.asarray(crop) for crop in pictures])).permute(0, 3, 1, 2)
-                vectors = encoder.embedding(pixels.to(self._device, self._place[1]) / 255).float()
-                found.append(torch.nn.functional.normalize(vectors.sum(0), dim=0).cpu().numpy())
-        return np.array(found, np.float32)
+    def _embeddings(self, crops: Sequence[Image.Image]) -> np.ndarray:
+        """The face backbone's embeddings (crops, D), each of length 1."""
+        pixels = torch.from_numpy(np.stack([np.asarray(crop) for crop in crops])).permute(0, 3, 1, 2)
+        with self._at_work(self.features.backbone):  # CLIP stays where it is
+            return self.features.embedding(pixels.to(self._device, self._place[1]) / 255).float().cpu().numpy()
 
     def facts(self, people: int, id_scale: float | None = None, structure_scale: float | None = None,
               columns: float | None = None) -> dict[str, object]:  # fmt: skip
@@ -546,33 +580,47 @@ class UniPortrait:
 
     # Checks
 
+    def _check_people(self, identities: Iterable[Any]) -> None:
+        for identity in identities:
+            if not isinstance(identity, Identity):
+                raise ConfigError(f"{type(identity).__name__} is no identity: make one with identity(picture)")
+            if identity.parts[0][1].intrinsic.shape[-1] != self.config.id_embedding.intrinsic_dim:
+                raise ConfigError("this identity comes from other encoders: make it again with this UniPortrait")
+
     def _scale(self, name: str, value: float | None, *highest: float) -> float:
         return getattr(self.config.defaults, name) if value is None else number(name, value, 0, *highest)
 
     def _check_distinct(self, people: list[Identity], masks: Any, routing: bool, count: int, given: dict) -> None:
         if not people:
             raise ConfigError("distinct looks for people in the picture: give some")
+        if len({person.looks for person in people}) < len(people):
+            raise ConfigError("the same person is given twice, and distinct wants everyone once: give each once")
         if masks is not None:
             raise ConfigError("distinct finds regions for people itself: give masks, or distinct, not both")
         if routing:
             raise ConfigError("routing maps are those of one drawing, and distinct may draw again: ask for one of them")
-        if any(a.parts is b.parts for k, a in enumerate(people) for b in people[:k]):
-            raise ConfigError("the same person is given twice, and distinct wants everyone once: give each once")
         if {"generator", "latents", "output_type", "return_dict"} & given.keys():
             raise ConfigError("distinct may draw again: leave the noise and the output to it, and give a seed")
         if count > 1 and {"image", "mask_image", "control_image"} & given.keys():
             raise ConfigError("distinct with a picture to start from takes one prompt and one image at a time")
 
-    def _size(self, people: int) -> dict[str, int]:
-        """The size of a picture of so many people, where the weights know a width; diffusers wants both or none."""
+    def _size(self, people: int, given: dict[str, Any]) -> dict[str, int]:
+        """The size of a picture of so many people, where it is not `given` and the weights know a width for several.
+
+        diffusers wants both width and height, and of one alone makes nothing: it is completed by the usual other.
+        """
         widths = self.config.defaults.widths
-        if not widths or "width" not in inspect.signature(type(self.pipe).__call__).parameters:
+        if "width" not in inspect.signature(type(self.pipe).__call__).parameters:
             return {}
-        if people > len(widths):
+        known = bool(widths) and people > 1
+        if not known and not {"width", "height"} & given.keys():
+            return {}
+        if known and people > len(widths) and "width" not in given:
             raise ConfigError(
                 f"{people} people are more than the {len(widths)} that fit here: give a width for so many"
             )
-        return {"width": widths[people - 1], "height": self.unet.config.sample_size * self.pipe.vae_scale_factor}
+        usual = self.unet.config.sample_size * self.pipe.vae_scale_factor
+        return {"width": widths[people - 1] if known and people <= len(widths) else usual, "height": usual}
 
     def _check_size(self, name: str, value: int) -> None:
         multiple = max(8, self.pipe.vae_scale_factor)  # 8 is what diffusers asks for

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from uniportrait_lite.assignment import Assignment
+from uniportrait_lite.id_routing import columns
 
 TRIES = 3  # pictures drawn again, at most
 ANOTHER = 1_000_003  # from the seed of one attempt to that of the next
@@ -23,7 +24,7 @@ def settle(
 
     `look(image)` says who is where; `again(noise, masks)` draws once more, from the first noise (0) or another, with a
     region for each person. The first attempt keeps noise and composition: the regions are those around the faces that
-    are there. If a face is lacking, and from the second attempt on, they are columns of one width. One person needs no
+    are there. If a face is lacking, and from the second attempt on, they are columns. One person needs no
     region, but other noise.
     """
     found = look(image)
@@ -42,19 +43,19 @@ def settle(
 def one_region_each(found: Assignment, size: tuple[int, int], around_faces: bool = True) -> list[np.ndarray]:
     """A bool array (height, width) for each person: what is nearest to the face that is theirs.
 
-    Where faces are lacking, or without `around_faces`: columns of one width, in the order of the faces, and of those
-    without one after the others.
+    Where faces are lacking, or without `around_faces`: columns (`id_routing.columns`), in the order of the faces, and
+    of those without one after the others.
     """
     width, height = size
     if around_faces and None not in found.face_of:
         boxes = found.boxes[list(found.face_of)]
         x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
-        rows, columns = np.mgrid[:height, :width] + 0.5
-        nearest = ((columns - x[:, None, None]) ** 2 + (rows - y[:, None, None]) ** 2).argmin(axis=0)
+        down, across = np.mgrid[:height, :width] + 0.5
+        nearest = ((across - x[:, None, None]) ** 2 + (down - y[:, None, None]) ** 2).argmin(axis=0)
     else:
         last = len(found.boxes)
         order = np.argsort([last if face is None else face for face in found.face_of], kind="stable")
-        nearest = np.tile(order[np.arange(width) * len(order) // width], (height, 1))
+        nearest = order[columns(len(order), (height, width))[0].argmax(0).numpy()]
     return [nearest == person for person in range(len(found.face_of))]
 
 

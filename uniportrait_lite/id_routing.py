@@ -115,9 +115,17 @@ class Routing(Conditions):
 
 
 def columns(count: int, size: tuple[int, int]) -> Tensor:
-    """Masks (1, N, H, W) of as many columns as identities, of one width and from left to right."""
+    """Masks (1, N, H, W) of as many columns as identities, from left to right.
+
+    Of faces that stand N + 1 equal steps from edge to edge, each has what is nearest to it: so the outer columns are
+    half as wide again as the others, as there is room beside a row of people. Raises `ConfigError` where somebody would
+    get none of the locations.
+    """
     height, width = size
-    owner = torch.arange(width) * count // width
+    if width < count + 1:
+        raise ConfigError(f"{count} people do not fit side by side into {width} latents: give a larger width")
+    owner = ((2 * torch.arange(width) + 1) * (count + 1) - width).div(2 * width, rounding_mode="floor")
+    owner = owner.clamp(0, count - 1)
     return (owner == torch.arange(count)[:, None]).float()[None, :, None].expand(1, count, height, width)
 
 
@@ -184,7 +192,7 @@ class RoutingMaps:
     def __init__(self) -> None:
         self.size: tuple[int, int] | None = None  # of the latents
         self.steps: list[dict[str, Tensor]] = []
-        self._told = 0  # steps with masks or columns in the routers' place
+        self._told = 0  # steps in which masks or columns took the routers' place
 
     def add(self, name: str, psi: Tensor, routed: bool = True) -> None:
         """Takes a layer's map, `routed` by its router; one that was seen in this step begins the next."""
@@ -195,8 +203,8 @@ class RoutingMaps:
 
     @property
     def routed(self) -> slice:
-        """The steps in which the routers decided, those after the columns; all steps where they never did."""
-        return slice(self._told if self._told < len(self.steps) else 0, None)
+        """The steps in which the routers decided: those after the columns, with masks none."""
+        return slice(self._told, None)
 
     @property
     def layers(self) -> list[str]:
@@ -210,5 +218,10 @@ class RoutingMaps:
         """
         chosen = [psi for step in self.steps[steps] for name, psi in step.items() if name.startswith(layers)]
         if not chosen:
-            raise ConfigError(f"no routing maps of layers {layers!r} in these steps: see .layers and len(.steps)")
+            if not self.steps:
+                raise ConfigError("no routing maps: they are of several people, and one person alone is everywhere")
+            raise ConfigError(
+                f"no routing maps of layers {layers!r} in these steps: see .layers, len(.steps) and .routed (with few "
+                "steps, or columns=1, no step is left to the routers)"
+            )
         return sum(F.interpolate(psi, size=self.size, mode="nearest") for psi in chosen) / len(chosen)

@@ -29,10 +29,15 @@ def regions(masks: Sequence[Any], size: tuple[int, int], cell: int) -> Tensor:
 
 
 def _region(mask: Any, number: int, size: tuple[int, int], cell: int) -> Tensor:
-    if isinstance(mask, Image.Image) and len(mask.getbands()) > 1:
-        mask = mask.convert("L")
+    if isinstance(mask, Image.Image):
+        if mask.has_transparency_data and mask.convert("RGBA").getextrema()[3][0] < 255:
+            raise ConfigError(f"mask {number} is partly transparent: make it black and white, without transparency")
+        mask = mask if len(mask.getbands()) == 1 and mask.mode != "P" else mask.convert("L")
+    if isinstance(mask, Tensor):
+        mask = mask.detach().cpu()
+        mask = mask.float() if mask.is_floating_point() else mask
     try:
-        values = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+        values = np.asarray(mask)
     except ValueError:  # rows of different lengths
         values = np.asarray(None)
     if values.dtype.kind not in "biuf":
@@ -58,6 +63,8 @@ def _region(mask: Any, number: int, size: tuple[int, int], cell: int) -> Tensor:
 def _box(box: np.ndarray, number: int, size: tuple[int, int], cell: int) -> Tensor:
     """The share of each latent that the box covers."""
     left, top, right, bottom = box / cell
+    if np.isfinite(box).all() and 0 <= box.min() and 0 < box.max() <= 1:
+        raise ConfigError(f"mask {number} is a box in pixels, not in shares of the picture: {box.tolist()}")
     if not (np.isfinite(box).all() and left < right and top < bottom):
         raise ConfigError(f"mask {number} is no box: left, top, right, bottom in pixels, not {box.tolist()}")
 

@@ -22,7 +22,9 @@ from uniportrait_lite.evaluation.subjects import Prompt, Subject
 from uniportrait_lite.evaluation.witnesses import Witnesses
 from uniportrait_lite.id_routing import Routing, RoutingMaps, box_masks
 
-ROWS = ("text_only", "averaged", "concatenated", "no_route", "no_columns", "router", "said", "distinct", "masks")
+ROWS = (
+    "text_only", "averaged", "concatenated", "no_route", "control", "no_columns", "router", "said", "distinct", "masks"
+)  # fmt: skip
 SAID, ASKED = "wearing a red beret", {"hat": "beret", "hat_color": "red"}  # of the first person, in the row said
 PARTS = ("down_blocks", "mid_block", "up_blocks")
 
@@ -106,7 +108,7 @@ class Painter:
             if masks is not None or logits is not None:  # a router's choice, not a column's
                 record.add(name, psi[len(part) :])
 
-        columns = 0.0 if row in ("no_route", "no_columns") else self.knobs.columns
+        columns = 0.0 if row in ("no_route", "control", "no_columns") else self.knobs.columns
         given = {"routing": Routing(latents, masks, columns=columns, record=add)}
         if row == "said":
             first = [self.identities[part[0].who[0]].saying(SAID), *(self.identities[k] for k in part[0].who[1:])]

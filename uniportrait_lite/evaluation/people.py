@@ -24,26 +24,29 @@ from uniportrait_lite.pictures import save_picture
 from uniportrait_lite.provenance import tell
 from uniportrait_lite.toyworld.pretrain.record import hardware
 
-NUMBERS = {2: "two", 3: "three"}
-NO_ROUTE = Path("runs/multi_id_no_route/weights")
-TRIPLES = 40
+NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
+TRAINED = {name: Path(f"runs/multi_id_{name}/weights") for name in ("no_route", "control")}  # weights of these rows
+TRIPLES, LARGER = 40, 20
 FULL = 15  # people, for figures to be quoted
 
 _DESCRIPTION = f"""\
-Draws held-out people in pairs and triples, from one reference picture each. Networks that had no part in it match the
-faces they find one to one with the references. Writes people.md, people.json and a contact sheet for each row into
---out, and prints the tables, with what each figure means.
+Draws held-out people in pairs, triples, fours and fives, from one reference picture each. Networks that had no part in
+it match the faces they find one to one with the references. Writes people.md, people.json and a contact sheet for each
+row into --out, and prints the tables, with what each figure means.
 
 Rows: alone is each person by themselves; text_only is the base model without identities; averaged and concatenated
 give the ID tokens of all as those of one, without a router; router is the profile's own, at its defaults. In no_columns
-the routers decide from the first step on, as in the paper; so they do in no_route, where they were trained without the
-routing loss (`train multi_id --route-weight 0`), from {NO_ROUTE}, else it is absent.
+the routers decide from the first step on, as in the paper; so they do in no_route and control, whose routers were
+trained by you without the routing loss and, for as long, with it. They are absent unless there are such weights:
+  python -m uniportrait_lite train multi_id --steps 2200 --route-weight 0
+  python -m uniportrait_lite train multi_id --steps 2200 --run-folder {TRAINED["control"].parent} \\
+      --out {TRAINED["control"]}
 said is router with "{SAID}" said of the first person; distinct draws again where someone is doubled or
 missing; masks tells each location who is nearest in a real picture.
 """
 _EPILOG = """\
 examples:
-  python -m uniportrait_lite evaluate people --quick                  15 pairs and 8 triples: a look, not a result
+  python -m uniportrait_lite evaluate people --quick                  a few groups of each: a look, not a result
   python -m uniportrait_lite evaluate people --rows averaged,router --prompts-each 1
 """
 NOTES = """\
@@ -78,12 +81,16 @@ def people_prompts(path: Path) -> tuple[list[Prompt], list[Prompt]]:
     return several, [Prompt(p.name, e["alone"], p.attributes) for p, e in zip(several, entries, strict=True)]
 
 
-def plan(people: int, several: Sequence[Prompt], alone: Sequence[Prompt], each: int, triples: int, seed: int) -> dict:
-    """The asks for one person, for all pairs and for some triples; every group gets `each` prompts in turn."""
-    groups = {2: list(combinations(range(people), 2)), 3: list(combinations(range(people), 3))}
+def plan(people: int, several: Sequence[Prompt], alone: Sequence[Prompt], each: int, triples: int, seed: int,
+         larger: int = 0) -> dict:  # fmt: skip
+    """The asks for one person, all pairs, some triples and `larger` groups of four and of five; `each` prompts in turn
+    for a group."""
+    groups = {2: list(combinations(range(people), 2))}
     rng = np.random.default_rng(seed)
-    chosen = rng.choice(len(groups[3]), min(triples, len(groups[3])), replace=False)
-    groups[3] = [groups[3][k] for k in sorted(chosen)]
+    for number, wanted in ((3, triples), (4, larger), (5, larger)):
+        all_of_them = list(combinations(range(people), number))
+        chosen = rng.choice(len(all_of_them), min(wanted, len(all_of_them)), replace=False) if all_of_them else []
+        groups[number] = [all_of_them[k] for k in sorted(chosen)]
     asks = {1: [Ask((k,), p, p.text, seed * 10_000 + k) for k in range(people) for p in alone]}
     for number, members in groups.items():
         asks[number] = []
@@ -100,19 +107,20 @@ def evaluate(folder: Path, rows: Sequence[str], asks: dict, people: Sequence[Sub
              batch: int = 16, columns: float | None = None) -> dict:  # fmt: skip
     """Runs the protocol with the networks of `folder`, a profile's; writes what is known after each row; returns it."""
     pipe = pipeline(folder / "sd")
-    absent = {}
-    if "no_route" in rows and (why := _unfit(NO_ROUTE, folder / "uniportrait")):
-        absent["no_route"] = why
+    absent = {row: why for row in rows if row in TRAINED and (why := _unfit(TRAINED[row], folder / "uniportrait"))}
     real = {
         number: [among(seen(_real(ask, people), [people[k] for k in ask.who], witnesses).embeddings) for ask in part]
         for number, part in asks.items()
     }
     result = {"people": len(people), "hardware": hardware(), "absent": absent, "rows": []}
-    jobs = [("alone", 1), *((row, number) for row in rows if row not in absent for number in (2, 3) if asks[number])]
+    jobs = [
+        ("alone", 1),
+        *((row, number) for row in rows if row not in absent for number in asks if number > 1 and asks[number]),
+    ]
     with tqdm(total=sum(len(asks[number]) for _, number in jobs), unit="picture") as bar:
         for row, number in jobs:
             bar.set_description(f"{row} {number}")
-            up = UniPortrait.attach(pipe, NO_ROUTE if row == "no_route" else folder / "uniportrait")
+            up = UniPortrait.attach(pipe, TRAINED.get(row, folder / "uniportrait"))
             try:
                 painter = Painter(up, people, settings(up.config.defaults, columns=columns), batch, bar.update)
                 drawn = painter.draw(row, asks[number])
@@ -164,7 +172,7 @@ def people_markdown(result: dict) -> str:
     header = ("", "pictures", "lowest", "/ alone", "/ lowest alone", "matched", "missing", "doubled", "once",
               "faces", "blending", "beret: first", "others", "followed", "routed down", "mid", "up", "seconds",
               "tries")  # fmt: skip
-    for number, title in ((1, "One person"), (2, "Pairs"), (3, "Triples")):
+    for number, title in ((1, "One person"), (2, "Pairs"), (3, "Triples"), (4, "Fours"), (5, "Fives")):
         table = [
             (
                 row["row"], str(row["pictures"]), row["lowest"], row["lowest"] / alone if alone else None,
@@ -193,13 +201,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ConfigError(f"there is no row {row!r}: there are {', '.join(ROWS)}")
     if not (folder / "uniportrait" / MULTI).is_file() and {"no_columns", "router", "said", "distinct"} & set(rows):
         raise WeightsError(f"{folder / 'uniportrait'} holds no {MULTI}: run `train multi_id` first")
-    count, each, triples = (6, 1, 8) if args.quick else (args.people, args.prompts_each, args.triples)
-    if count < 3 or each < 1 or triples < 0 or args.batch < 1:
-        raise ConfigError("people are 3 at least, prompts for each group and batch 1, triples 0")
+    given = (args.people, args.prompts_each, args.triples, args.larger)
+    count, each, triples, larger = (6, 1, 8, 3) if args.quick else given
+    if count < 3 or each < 1 or min(triples, larger) < 0 or args.batch < 1:
+        raise ConfigError("people are 3 at least, prompts for each group and batch 1, triples and larger groups 0")
     several, alone = people_prompts(Path(args.prompts or prompts_file("people.json")))
     out, witnesses = check_folder(args.out), Witnesses(folder)
     people = subjects(count, alone, witnesses, args.seed)
-    asks = plan(count, several, alone, each, triples, args.seed)
+    asks = plan(count, several, alone, each, triples, args.seed, larger)
     result = evaluate(folder, rows, asks, people, witnesses, out, args.batch, args.columns)
     print(people_markdown(result))
     print(f"written to {out}: people.md, people.json, people_NUMBER_ROW.png")
@@ -220,6 +229,9 @@ def _parser() -> argparse.ArgumentParser:
         "--people", type=int, default=15, metavar="N", help="all pairs of so many (default: 15, so 105)"
     )
     parser.add_argument("--triples", type=int, default=TRIPLES, metavar="N", help="and so many triples (default: 40)")
+    parser.add_argument(
+        "--larger", type=int, default=LARGER, metavar="N", help="and so many groups of four, and of five (default: 20)"
+    )
     parser.add_argument("--prompts-each", type=int, default=2, metavar="N", help="prompts for each group (default: 2)")
     parser.add_argument("--prompts", metavar="FILE", help="JSON (default: data/prompts/people.json)")
     parser.add_argument("--seed", type=int, default=0, help="of scenes and noise (default: 0)")
@@ -227,5 +239,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", metavar="A,B", help=f"which rows (default: {','.join(ROWS)})")
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="portraits, or as many pixels, at once")
     parser.add_argument("--out", default="outputs/people", metavar="FOLDER", help="(default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="6 people in 15 pairs and 8 triples, one prompt each")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="6 people in 15 pairs, 8 triples and 3 of each larger group, one prompt each",
+    )
     return parser

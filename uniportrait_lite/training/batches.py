@@ -1,6 +1,7 @@
 """The batches of both stages: what of a sample is dropped, swapped and hidden in noise."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -70,18 +71,21 @@ class Batches:
 
 
 class GroupBatches:
-    """The batch of a step of the multi-ID stage: pictures of two people, or with probability `trios` of three.
+    """The batch of a step of the multi-ID stage: pictures of one number of people, drawn by `MultiIDConfig.shares`.
 
-    Of a kind that `trios` never draws there may be none. The temperature of the routing's noise falls linearly from its
-    first to its last value over `cooling` steps.
+    `kinds`: the batches of each number that is ever drawn, by the name of its set. The temperature of the routing's
+    noise falls linearly from its first to its last value over `cooling` steps.
     """
 
-    def __init__(self, config: MultiIDConfig, pairs: Batches | None, trios: Batches | None):
-        self.config, self.pairs, self.trios = config, pairs, trios
+    def __init__(self, config: MultiIDConfig, kinds: Mapping[str, Batches]):
+        self.config, self.kinds = config, kinds
 
     def __call__(self, step: int, generator: torch.Generator) -> Batch:
-        config = self.config
-        kind = self.trios if float(torch.rand(1, generator=generator)) < config.trios else self.pairs
+        config, left = self.config, float(torch.rand(1, generator=generator))
+        for name in self.kinds:  # the last is what is left
+            if left < config.shares[name]:
+                break
+            left -= config.shares[name]
         done = min(1.0, step / config.cooling) if config.cooling else 1.0
         temperature = config.temperature + (config.last_temperature - config.temperature) * done
-        return replace(kind(step, generator), temperature=torch.tensor(temperature))
+        return replace(self.kinds[name](step, generator), temperature=torch.tensor(temperature))

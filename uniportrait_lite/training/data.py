@@ -74,7 +74,7 @@ class SceneData:
         self.scenes = world.load_scenes(name, count, drawn_by)
         self.features, self.tokenizer, self.folders = features, tokenizer, folders
         self.latents = load_latents(self.scenes, folders["vae"])
-        drawn = [name, world.world_digest(drawn_by), world.CHUNK, "(scene, face)"]
+        drawn = [world.set_digest(self.scenes.spec, drawn_by), world.CHUNK, "(scene, face)"]
         worded = [*(Path(module.__file__) for module in (captions, sentences, wording)), CAPTIONS, DETAILS]
         faces = digest(*drawn, CROP, JITTER, *weights(folders["backbone"]), *weights(folders["clip"]))
         texts = digest(*drawn, *worded, *sorted(folders["tokenizer"].glob("*.json")))

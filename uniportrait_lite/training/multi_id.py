@@ -1,4 +1,4 @@
-"""The multi-ID stage: trains the routers and a second LoRA on pictures of two and three people."""
+"""The multi-ID stage: trains the routers and a second LoRA on pictures of several people."""
 
 import sys
 from collections.abc import Sequence
@@ -68,15 +68,14 @@ def run(config: MultiIDConfig) -> list[dict]:
         model.unet.compile(dynamic=False)
     stack.features.to(state.device)
     with FileLock(cache / "multi_id.lock"):  # one process draws and computes, the others read
-        sets = [
-            SceneData(name, config.groups, stack.features, stack.tokenizer, stack.folders, stack.world)
+        sets = {
+            name: SceneData(name, config.groups, stack.features, stack.tokenizer, stack.folders, stack.world)
+            for name, share in config.shares.items()
             if share  # what no step reads is not drawn
-            else None
-            for name, share in (("pairs", 1 - config.trios), ("trios", config.trios))
-        ]
+        }
     timesteps = stack.scheduler.config.num_train_timesteps
-    kinds = (data and Batches(config, data, timesteps, model.config.intrinsic) for data in sets)
-    batches = GroupBatches(config, *kinds)
+    kinds = {name: Batches(config, data, timesteps, model.config.intrinsic) for name, data in sets.items()}
+    batches = GroupBatches(config, kinds)
     samples = GroupSamples(stack.pipeline, weights_folder, stack.folders["faces"], stack.world)
 
     def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:

@@ -38,10 +38,11 @@ nobody trained on to their references, which has to rise above "facesim_others",
 MULTI_ID = """\
 Teaches the same model to draw several people in one picture, each in their own face (paper: multi-ID stage).
 
-Each step takes drawn pictures of two or three people. In every cross-attention a router decides, for each location,
-whose ID tokens it listens to; it learns this from the diffusion loss and from the faces' boxes (the routing
-regularization loss). Trained are the routers and a second LoRA, which begins as the single-ID stage's; ID embedding
-and ID keys and values stay as that stage left them, so pictures of one person stay the same, to the bit.
+Each step takes drawn pictures of two or three people, with --larger of four and five, too. In every cross-attention a
+router decides, for each location, whose ID tokens it listens to; it learns this from the diffusion loss and from the
+faces' boxes (the routing regularization loss). Trained are the routers and a second LoRA, which begins as the
+single-ID stage's; ID embedding and ID keys and values stay as that stage left them, so pictures of one person stay the
+same, to the bit.
 """
 MULTI_ID_EPILOG = """\
 examples:
@@ -168,8 +169,9 @@ class MultiIDConfig(StageConfig):
         "multi-ID weights to go on from: a folder, with the single-ID weights they were trained beside; where "
         "this run builds on others, its LoRA is moved by what theirs had learned beyond those",
     )
-    groups: int = setting(3_000, "how many drawn pictures of two people to train on, and as many of three")
+    groups: int = setting(3_000, "how many drawn pictures of two people to train on, and as many of each other number")
     trios: float = setting(0.4, "share of steps with three people")
+    larger: float = setting(0.0, "share of steps with four or five people, as many of each; else there are two")
     route_weight: float = setting(LAMBDA, "lambda, of the routing regularization loss (paper: 0.1); ablation: 0")
     lora_rate: float = setting(0.1, "the LoRA's share of the learning rate (paper: 0.1)")
     temperature: float = setting(1.0, "of the routers' Gumbel noise at first (not published)")
@@ -184,4 +186,12 @@ class MultiIDConfig(StageConfig):
         if min(self.route_weight, self.lora_rate, self.cooling) < 0:
             raise ConfigError("route_weight, lora_rate and cooling are not below 0")
         changed = {"no_route": self.route_weight == 0, "soft": self.soft, "no_sentences": self.sentences == 0}
-        self._check("multi_id", changed, ("trios", "sentences"), ("groups",))
+        self._check("multi_id", changed, ("trios", "larger", "sentences"), ("groups",))
+        if self.trios + self.larger > 1:
+            raise ConfigError(f"trios and larger share the steps, and {self.trios:g} + {self.larger:g} is above 1")
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of steps with pictures of each number of people, by the name of their set."""
+        half = self.larger / 2
+        return {"trios": self.trios, "quartets": half, "quintets": half, "pairs": 1 - self.trios - self.larger}

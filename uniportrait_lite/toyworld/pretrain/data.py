@@ -49,6 +49,8 @@ SETS = {
         SceneSet("portraits", splits.TRAIN[:4000]),
         SceneSet("pairs", splits.TRAIN[:4000], 2),
         SceneSet("trios", splits.TRAIN[:4000], 3),
+        SceneSet("quartets", splits.TRAIN[:4000], 4),
+        SceneSet("quintets", splits.TRAIN[:4000], 5),
         SceneSet("judge", splits.JUDGE[:3000]),
         SceneSet("unseen", splits.HELD_OUT[1000:1300]),
         SceneSet("unseen_trios", splits.HELD_OUT[1000:1300], 3),
@@ -112,7 +114,7 @@ def load_scenes(name: str, count: int, world: str = "", workers: int | None = No
     `world` is the file of another world than the toy world, see `worlds.world`.
     """
     spec = SETS[name]
-    folder = CACHE / f"{name}-{world_digest(world)}"
+    folder = CACHE / f"{name}-{set_digest(spec, world)}"
     chunks = [folder / f"{k:03d}" for k in range(-(-count // CHUNK))]
     missing = [k for k, chunk in enumerate(chunks) if not chunk.exists()]
     if missing:
@@ -128,11 +130,16 @@ def load_scenes(name: str, count: int, world: str = "", workers: int | None = No
 
 @lru_cache
 def world_digest(world: str = "") -> str:
-    """Eight hex digits that change when the drawing code or the sets do (as they were when this process began)."""
-    digest = hashlib.sha256(repr(sorted(SETS.items())).encode())
+    """Eight hex digits that change when the drawing code does (as it was when this process began)."""
+    digest = hashlib.sha256()
     for path in world_of(world).source:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:8]
+
+
+def set_digest(spec: SceneSet, world: str = "") -> str:
+    """Eight hex digits that change when the drawing code or whom the set shows does."""
+    return hashlib.sha256(f"{spec} {world_digest(world)}".encode()).hexdigest()[:8]
 
 
 def _render(spec: SceneSet, world: str, folder: Path, size: int, chunk: int):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from uniportrait_lite.toyworld.pretrain.data import CACHE, CHUNK, Scenes, world_digest
+from uniportrait_lite.toyworld.pretrain.data import CACHE, CHUNK, Scenes, set_digest
 from uniportrait_lite.toyworld.pretrain.vae import to_pixels
 
 
@@ -19,7 +19,7 @@ def load_latents(scenes: Scenes, vae_folder: str | Path = "data/tiny/sd/vae") ->
     from diffusers import AutoencoderKL
     from tqdm import tqdm
 
-    folder = CACHE / f"latents-{scenes.spec.name}-{world_digest(scenes.world)}-{encoder_digest(vae_folder)}"
+    folder = CACHE / f"latents-{scenes.spec.name}-{set_digest(scenes.spec, scenes.world)}-{encoder_digest(vae_folder)}"
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{k:03d}.npy" for k in range(len(scenes.chunks))]
     missing = [k for k, file in enumerate(files) if not file.exists()]
