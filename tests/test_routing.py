@@ -143,7 +143,10 @@ def test_arrays_pictures_and_boxes_are_the_same_regions():
     half = np.zeros((128, 192), bool)
     half[:, :96] = True
     kinds = [half, half.astype(np.uint8) * 255, half * 1.0, torch.from_numpy(half), Image.fromarray(half)]
-    kinds += [(0, 0, 96, 128), np.kron(half, np.ones((2, 2))), half[::8, ::8]]
+    kinds += [(0, 0, 96, 128), np.kron(half, np.ones((2, 2))), half[::8, ::8], torch.from_numpy(half).bfloat16()]
+    white_first = Image.fromarray(np.where(half, 0, 1).astype(np.uint8), "P")  # whose 0 is white, as in GIFs
+    white_first.putpalette([255, 255, 255, 0, 0, 0])
+    kinds += [white_first, Image.fromarray(half).convert("RGBA")]
     for region in regions(kinds, (16, 24), 8)[0]:
         assert torch.equal(region[:, :12], torch.ones(16, 12)) and not region[:, 12:].any()
     cut = regions([(4, 4, 12, 8)], (16, 24), 8)[0, 0]
@@ -163,6 +166,9 @@ def test_arrays_pictures_and_boxes_are_the_same_regions():
         (np.full((128, 192), -1.0), "values outside"),
         ("left", "neither an array"),
         ([[1, 2], [3]], "neither an array|shape"),
+        (Image.new("RGBA", (192, 128), (255, 255, 255, 0)), "partly transparent"),
+        ((0, 0, 0.5, 1), "in pixels, not in shares of the picture"),
+        ({"left": 0}, "neither an array"),
     ],
 )
 def test_masks_that_cannot_be_are_errors_that_say_so(mask, says):
@@ -364,6 +370,33 @@ def test_each_person_needs_a_mask(up, people, count):
         draw(up, people[:2], masks=[(0, 0, 9, 9)] * count)
 
 
+def test_routing_maps_of_one_person_say_that_there_is_nothing_to_route(up, people):
+    with pytest.raises(ConfigError, match="one person alone is everywhere"):
+        draw(up, people[:1], routing=True).routing.mean()
+    begun = draw(up, people[:2], columns=1, routing=True).routing
+    with pytest.raises(ConfigError, match="no step is left to the routers"):
+        begun.mean("up_blocks", begun.routed)
+
+
+def test_people_and_masks_of_another_kind_are_refused_in_words(up, people):
+    for given in (["ann"], "ann", [None]):
+        for distinct in (False, True):
+            with pytest.raises(ConfigError, match="is no identity: make one with identity"):
+                up(PROMPT, given, distinct=distinct)
+    for masks in (5, (mask for mask in ()), {"left": 0}):
+        with pytest.raises(ConfigError, match="masks are a list, with one for each person"):
+            draw(up, people[:2], masks=masks)
+    assert people[0] in people and people[0] != people[1]
+
+
+def test_pictures_tell_what_was_said_and_that_masks_were_given(up, people):
+    said = up(PROMPT, [people[0], people[1].saying("in a red hat")], seed=0, steps=1).images[0].info
+    assert said["said"] == "person 2: in a red hat" and "regions" not in said
+    masks = [(0, 0, 16, 32), (16, 0, 32, 32)]
+    told = up(PROMPT, people[:2], seed=0, steps=1, masks=masks, height=32, width=32).images[0].info
+    assert told["regions"] == "masks" and "columns" not in told and "said" not in told
+
+
 def test_the_same_person_twice_is_drawn(up, people):
     out = draw(up, [people[0], people[0]], routing=True)
     assert out.images.isfinite().all() and out.routing.steps[0][out.routing.layers[0]].shape[1] == 2
@@ -374,9 +407,16 @@ def test_more_people_than_fit_are_refused_unless_a_width_is_given(up, people, mo
     monkeypatch.setattr(up, "config", dataclasses.replace(up.config, defaults=defaults))
     pictures = up(PROMPT, people[:2], steps=1).images, up(PROMPT, people[:2], steps=1, height=16).images
     assert [picture[0].size for picture in pictures] == [(48, 32), (48, 16)]
-    with pytest.raises(ConfigError, match="3 people are more than the 2 that fit"):
-        up(PROMPT, people[:3])
-    assert up(PROMPT, people[:3], width=64, height=64, output_type="latent").images.isfinite().all()
+    for size in ({}, {"height": 16}):
+        with pytest.raises(ConfigError, match="3 people are more than the 2 that fit here: give a width"):
+            up(PROMPT, people[:3], **size)
+    sizes = [
+        (people[:3], {"width": 64}, (64, 32)),
+        (people[:1], {"width": 64}, (64, 32)),
+        ([], {"height": 16}, (32, 16)),
+    ]
+    for some, given, expected in sizes:  # of one side alone diffusers itself makes nothing
+        assert up(PROMPT, some, steps=1, **given).images[0].size == expected
 
 
 def test_detaching_takes_both_stages_off(pipe, folder):

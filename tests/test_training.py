@@ -814,9 +814,8 @@ def test_the_routers_learn_from_both_losses_and_the_frozen_parts_do_not(single):
         model, batches = groups_of(multi(single, "--route-weight", weight, "--no-face", "0", "--no-caption", "0"))
         found = model.train()(batches(0, torch.Generator().manual_seed(0)))
         torch.testing.assert_close(found["loss"], found["diffusion"] + float(weight) * found["route"])
-        assert {"right_down", "right_up"} <= found.keys() and all(
-            0 <= found[k] <= 1 for k in ("right_down", "right_up")
-        )
+        rights = {"right_down", "right_mid", "right_up"}
+        assert rights <= found.keys() and all(0 <= found[k] <= 1 for k in rights - {"right_mid"})  # no face fills it
         found["loss"].backward()
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         assert trained and all(".router." in name or "lora_" in name for name in trained)
@@ -864,6 +863,56 @@ def test_pictures_that_no_step_reads_are_not_drawn(single, place, monkeypatch, t
     monkeypatch.setattr(multi_id, "SceneData", lambda name, *given: drawn.append(name) or SceneData(name, *given))
     history = multi_id.run(multi(single, "--steps", "1", "--log-every", "1", "--trios", trios))
     assert drawn == kinds and history[-1]["step"] == 1
+
+
+def test_the_second_lora_begins_as_the_first_and_learns_at_its_share_of_the_rate(single, place):
+    flags = ["--steps", "1", "--warmup", "1", "--lr", "0.01", "--ema", "none", "--cooldown", "0"]
+    (_, first), moved = checkpoints.load(single), {}
+    for rate in ("0", "0.1", "1"):
+        multi_id.main([*GROUPS, "--single-id", str(single), *flags, "--lora-rate", rate, "--run-folder", f"run{rate}"])
+        after = checkpoints.load_multi("out")
+        names = [name for name in first if name.startswith("lora.") and name.endswith(".up")]
+        moved[rate] = {name: float((after[name].float() - first[name].float()).abs().mean()) for name in names}
+        routers = torch.cat([after[name].flatten() for name in sorted(after) if name.startswith("router.")])
+        moved[rate]["routers"] = routers.float()
+    assert not any(moved["0"][name] for name in names)  # it begins as the single-ID stage's
+    for name in names:
+        assert moved["1"][name] > 0 and moved["0.1"][name] == pytest.approx(0.1 * moved["1"][name], rel=0.15), name
+    assert torch.equal(moved["0.1"]["routers"], moved["1"]["routers"])
+
+
+def test_the_routing_loss_is_of_what_routers_will_choose_and_nobodys_faces_are_nowhere(single, monkeypatch):
+    model, batches = groups_of(multi(single, "--trios", "0", "--no-face", "0", "--no-caption", "0"))
+    batch, seen = batches(0, torch.Generator().manual_seed(0)), {}
+
+    def spied(name, ask):
+        return lambda maps, boxes: seen.update({name: maps}) or ask(maps, boxes)
+
+    for name in ("routing_loss", "routing_accuracy"):
+        monkeypatch.setattr(network, name, spied(name, getattr(network, name)))
+    with torch.no_grad():
+        assert model(batch)["route"] > 0
+        for layer, logits in seen["routing_accuracy"].items():  # without the noise of the draws, and not one-hot
+            assert torch.equal(seen["routing_loss"][layer], logits.softmax(dim=1)), layer
+        for name in ("active", "intrinsic"):
+            nobody = replace(batch, **{name: torch.zeros_like(getattr(batch, name))})
+            assert model(nobody)["route"] == 0, name
+
+
+@pytest.mark.parametrize("launcher", [["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+                                      ["accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1",
+                                       "--mixed_precision", "no", "--dynamo_backend", "no", "--cpu"]])  # fmt: skip
+def test_the_second_stage_runs_under_both_launchers(single, place, stack, launcher):
+    (place / "script.py").write_text(SCRIPT)
+    flags = [*GROUPS, "--single-id", str(single), "--steps", "2", "--warmup", "1", "--log-every", "1"]
+    command = [sys.executable, "-m", *launcher, "script.py", *flags, "--run-folder", "launched"]
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment(stack) | {"STAGE": "multi_id"})
+    assert ran.returncode == 0, ran.stderr
+    multi_id.main([*flags, "--run-folder", "here"])
+    there, here = (torch.load(place / run / "checkpoint.pt", weights_only=True) for run in ("launched", "here"))
+    assert there["step"] == here["step"] == 2
+    same = [torch.equal(weight, there["parameters"][name]) for name, weight in here["parameters"].items()]
+    assert all(same) if "--nproc-per-node" not in launcher else not all(same)  # two processes have twice the batch
 
 
 def test_an_ablation_of_the_second_stage_keeps_away_from_the_full_methods_folders(single):

@@ -350,7 +350,7 @@ class UniPortrait:
         """
         self._check_attached()
         if masks is not None:
-            if not isinstance(masks, list | tuple | np.ndarray | Tensor) or not np.shape(masks[:0]):
+            if not isinstance(masks, list | tuple) and not getattr(masks, "ndim", 0):
                 raise ConfigError(f"masks are a list, with one for each person, not {type(masks).__name__}")
             if len(masks) != len(identities):
                 raise ConfigError(f"masks: {len(masks)} for {len(identities)} people; give each person one")

@@ -23,7 +23,8 @@ from uniportrait_lite.evaluation.witnesses import Witnesses
 from uniportrait_lite.id_routing import Routing, RoutingMaps, box_masks
 
 ROWS = (
-    "text_only", "averaged", "concatenated", "no_route", "control", "no_columns", "router", "said", "distinct", "masks"
+    "text_only", "averaged", "concatenated", "no_route", "control", "no_columns", "columns", "router", "said",
+    "distinct", "masks",
 )  # fmt: skip
 SAID, ASKED = "wearing a red beret", {"hat": "beret", "hat_color": "red"}  # of the first person, in the row said
 PARTS = ("down_blocks", "mid_block", "up_blocks")
@@ -88,9 +89,10 @@ class Painter:
         return images
 
     def _conditions(self, row: str, part: Sequence[Ask]) -> IDConditions:
-        """Unconditional rows and then as many with these people, as diffusers stacks them."""
+        """With guidance unconditional rows and then as many with these people, as diffusers stacks them."""
         people = self.tokens[torch.tensor([ask.who for ask in part])]
-        rows = torch.cat([self.nobody.unsqueeze(1).expand_as(people), people])
+        guided = self.knobs.guidance > 1
+        rows = torch.cat([self.nobody.unsqueeze(1).expand_as(people), people]) if guided else people
         if row == "averaged":
             return self._ready(rows.mean(1, keepdim=True))
         if row == "concatenated":
@@ -101,19 +103,20 @@ class Painter:
         if row == "masks":
             found = [torch.from_numpy(np.stack(self.regions(ask))).float() for ask in part]
             masks = torch.nn.functional.interpolate(torch.stack(found), size=latents, mode="area")
-            masks = torch.cat([masks, masks]).to(rows)
+            masks = (torch.cat([masks, masks]) if guided else masks).to(rows)
         self.record = record = RoutingMaps()
 
         def add(name: str, psi: Tensor, logits: Tensor | None) -> None:
             if masks is not None or logits is not None:  # a router's choice, not a column's
-                record.add(name, psi[len(part) :])
+                record.add(name, psi[-len(part) :])
 
         columns = 0.0 if row in ("no_route", "control", "no_columns") else self.knobs.columns
+        columns = 1.0 if row == "columns" else columns
         given = {"routing": Routing(latents, masks, columns=columns, record=add)}
         if row == "said":
             first = [self.identities[part[0].who[0]].saying(SAID), *(self.identities[k] for k in part[0].who[1:])]
             about = self.up.conditions(*first)  # rows of nobody and of the people: the words are the same for all asks
-            index = torch.tensor([0, 1]).repeat_interleave(len(part))
+            index = torch.tensor([0, 1] if guided else [1]).repeat_interleave(len(part))
             given |= {"sentences": about.sentences[index], "said": about.said[index]}
         return self._ready(rows, **given)
 
@@ -172,9 +175,11 @@ def figures(
         read = witnesses.reader.read([image] * len(one.boxes), list(one.boxes)) if len(one.boxes) else []
         hits = [face[name] == value for face in read for name, value in ask.prompt.attributes.items()]
         followed.append(np.mean(hits) if hits else 0.0)
-        for person, face in enumerate(one.assignment.face_of):
-            has = face is not None and all(read[face][name] == value for name, value in ASKED.items())
-            wears["others" if person else "first"].append(has)
+        worn = [all(face[name] == value for name, value in ASKED.items()) for face in read]
+        first, *others = one.assignment.face_of
+        wears["first"].append(first is not None and worn[first])
+        further = set(range(len(worn))) - {first, *others}
+        wears["others"] += [face is not None and worn[face] for face in others] + [worn[face] for face in further]
     for maps, one in zip(drawn.maps, found, strict=True) if drawn.maps else ():
         for part, share in routed_right(maps, one).items():
             right[part].append(share)

@@ -23,9 +23,13 @@ from uniportrait_lite.folders import data_folder, prompts_file
 from uniportrait_lite.pictures import save_picture
 from uniportrait_lite.provenance import tell
 from uniportrait_lite.toyworld.pretrain.record import hardware
+from uniportrait_lite.training.settings import MultiIDConfig
 
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
-TRAINED = {name: Path(f"runs/multi_id_{name}/weights") for name in ("no_route", "control")}  # weights of these rows
+TRAINED = ("no_route", "control")  # rows with weights of their own
+ASIDE = (
+    "run_folder", "out", "hours", "workers", "samples_every", "log_every", "checkpoint_every", "compile", "graphs"
+)  # fmt: skip  # settings that say nothing of what is learned
 TRIPLES, LARGER = 40, 20
 FULL = 15  # people, for figures to be quoted
 
@@ -35,12 +39,13 @@ it match the faces they find one to one with the references. Writes people.md, p
 row into --out, and prints the tables, with what each figure means.
 
 Rows: alone is each person by themselves; text_only is the base model without identities; averaged and concatenated
-give the ID tokens of all as those of one, without a router; router is the profile's own, at its defaults. In no_columns
-the routers decide from the first step on, as in the paper; so they do in no_route and control, whose routers were
-trained by you without the routing loss and, for as long, with it. They are absent unless there are such weights:
+give the ID tokens of all as those of one, without a router; router is the profile's own, at its defaults, columns for a
+first part of the steps. In no_columns the routers decide from the first step on, as in the paper, and in columns in no
+step at all. no_route and control, without columns as well, are routers that you have trained without the routing loss,
+and for as long with it; they are absent unless there are such weights:
   python -m uniportrait_lite train multi_id --steps 2200 --route-weight 0
-  python -m uniportrait_lite train multi_id --steps 2200 --run-folder {TRAINED["control"].parent} \\
-      --out {TRAINED["control"]}
+  python -m uniportrait_lite train multi_id --steps 2200 --run-folder runs/multi_id_control \\
+      --out runs/multi_id_control/weights
 said is router with "{SAID}" said of the first person; distinct draws again where someone is doubled or
 missing; masks tells each location who is nearest in a real picture.
 """
@@ -59,10 +64,11 @@ NOTES = """\
   one face nearest. Where likeness is weak that is half chance: see text_only. faces: as many found as people asked for.
 - blending, our own score: how alike the faces of a picture are to each other (cosine), less the same in a real picture
   of those people for that prompt, over pictures with two faces or more: 0 is no blending; doubling counts as blending.
-- beret: share of the first-named people, and of the others, on whose face's window the reader sees a red beret.
+- beret: share of the first-named people, and of all other faces, in whose window the reader sees a red beret.
 - followed: share of the prompts' attributes that the reader finds around a picture's faces; 0 without faces.
 - routed: share of locations inside matched faces' boxes that listened to the face's own person, in the U-Net's way
-  down, middle and way up, over all steps in which routers or masks decided (columns do not count).
+  down, middle and way up, over all steps in which routers or masks decided: columns do not count,
+  so where there are none the first and hardest steps do.
 - seconds: for a picture, drawn in batches; distinct draws those that it draws again one by one, `tries` for each.
 - alone, text_only, averaged and concatenated use the LoRA of the single-ID stage, as all pictures of one identity do;
   the others that of the multi-ID stage, which has also seen groups.
@@ -104,10 +110,16 @@ def plan(people: int, several: Sequence[Prompt], alone: Sequence[Prompt], each: 
 
 
 def evaluate(folder: Path, rows: Sequence[str], asks: dict, people: Sequence[Subject], witnesses: Witnesses, out: Path,
-             batch: int = 16, columns: float | None = None) -> dict:  # fmt: skip
-    """Runs the protocol with the networks of `folder`, a profile's; writes what is known after each row; returns it."""
+             batch: int = 16, columns: float | None = None, runs: Path = Path("runs")) -> dict:  # fmt: skip
+    """Runs the protocol with the networks of `folder`, a profile's; writes what is known after each row; returns it.
+
+    `runs`: where the trainings of `TRAINED` are.
+    """
     pipe = pipeline(folder / "sd")
-    absent = {row: why for row in rows if row in TRAINED and (why := _unfit(TRAINED[row], folder / "uniportrait"))}
+    trained = {row: runs / f"multi_id_{row}" / "weights" for row in rows if row in TRAINED}
+    absent = {row: why for row, place in trained.items() if (why := _unfit(place, folder / "uniportrait"))}
+    if len(fit := [place for row, place in trained.items() if row not in absent]) == len(TRAINED):
+        absent |= dict.fromkeys(trained, why) if (why := _unlike(*fit)) else {}
     real = {
         number: [among(seen(_real(ask, people), [people[k] for k in ask.who], witnesses).embeddings) for ask in part]
         for number, part in asks.items()
@@ -120,7 +132,7 @@ def evaluate(folder: Path, rows: Sequence[str], asks: dict, people: Sequence[Sub
     with tqdm(total=sum(len(asks[number]) for _, number in jobs), unit="picture") as bar:
         for row, number in jobs:
             bar.set_description(f"{row} {number}")
-            up = UniPortrait.attach(pipe, TRAINED.get(row, folder / "uniportrait"))
+            up = UniPortrait.attach(pipe, trained.get(row, folder / "uniportrait"))
             try:
                 painter = Painter(up, people, settings(up.config.defaults, columns=columns), batch, bar.update)
                 drawn = painter.draw(row, asks[number])
@@ -146,6 +158,16 @@ def _unfit(folder: Path, full: Path) -> str | None:
         return f"no {MULTI} in {folder}"
     if single_digest(folder) != single_digest(full):
         return f"{folder} was trained on other single-ID weights than {full}"
+    return None
+
+
+def _unlike(*folders: Path) -> str | None:
+    """Why ablations cannot be compared with each other, None where their trainings differ in lambda and place alone."""
+    recipes = [json.loads((folder / "multi_id.recipe.json").read_text(encoding="utf-8")) for folder in folders]
+    settings = [{**recipe["config"], "steps": recipe["steps"]} for recipe in recipes]
+    apart = {name for name in settings[0] if len({str(each.get(name)) for each in settings}) > 1}
+    if apart := apart - {"route_weight", *ASIDE}:
+        return f"{' and '.join(map(str, folders))} were trained with another {', '.join(sorted(apart))}"
     return None
 
 
@@ -209,7 +231,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     out, witnesses = check_folder(args.out), Witnesses(folder)
     people = subjects(count, alone, witnesses, args.seed)
     asks = plan(count, several, alone, each, triples, args.seed, larger)
-    result = evaluate(folder, rows, asks, people, witnesses, out, args.batch, args.columns)
+    runs = Path(MultiIDConfig(profile=args.profile).run_folder).parent
+    result = evaluate(folder, rows, asks, people, witnesses, out, args.batch, args.columns, runs)
     print(people_markdown(result))
     print(f"written to {out}: people.md, people.json, people_NUMBER_ROW.png")
     if result["absent"] and args.rows:

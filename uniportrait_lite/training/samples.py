@@ -96,6 +96,7 @@ class GroupSamples(Samples):
     def __call__(self, grid: Path) -> dict[str, float]:
         """Writes the grid (a row a pair: their references, then pictures); returns what the judge finds.
 
+        Without columns: in these any routers, even new ones, would do well.
         `facesim_lowest`: the mean over pictures of the lower of the two matched similarities; `distinct`: the share of
         pictures with both people once, by the judge.
         """
@@ -103,7 +104,7 @@ class GroupSamples(Samples):
         judge = detector_of(self.faces, embed=True) if self._has_judge else None
         for number in range(0, len(self.references), 2):
             pair = self.references[number : number + 2]
-            out = up(list(GROUP_PROMPTS), [self._identity(scene) for scene in pair], seed=100 * number)
+            out = up(list(GROUP_PROMPTS), [self._identity(scene) for scene in pair], seed=100 * number, columns=0)
             rows.append([*(scene.image for scene in pair), *out.images])
             for image in out.images if judge else ():
                 faces = judge.detect(image)
