@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from uniportrait_lite import cli, sd15
 from uniportrait_lite.errors import ConfigError
@@ -130,6 +131,8 @@ def test_how_a_portrait_is_computed_can_be_said(tmp_path, capsys, monkeypatch):
     out = tmp_path / "a.png"
     command = ["portrait", "--face", face, "--prompt", "a woman", "--out", str(out), "--steps", "1"]
     assert cli.main([*command, "--device", "cpu", "--dtype", "bfloat16"]) == 0 and out.is_file()
+    assert cli.main([*command, "--width", "160"]) == 0 and Image.open(out).size == (160, 128)
+    assert cli.main([*command, "--width", "161"]) == 1 and "width is a multiple of 8" in capsys.readouterr().err
     assert cli.main([*command, "--no-tiling"]) == 1 and 'tiling: for load("sd15") alone' in capsys.readouterr().err
     given = {}
     monkeypatch.setattr(sd15, "load", lambda parts, *plan: given.update(plan=plan) or sys.exit(3))

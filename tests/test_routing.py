@@ -455,7 +455,7 @@ def test_a_sentence_is_read_only_where_its_person_is(up, people):
     assert not torch.allclose(said[1, :, 8:], other[1, :, 8:], atol=1e-4)
 
 
-def test_half_of_the_texts_attention_goes_to_what_is_said_of_the_person_there(up, people):
+def test_a_share_of_the_texts_attention_goes_to_what_is_said_of_the_person_there(up, people):
     """The same words as the prompt's change nothing; others take their share, also where two people overlap."""
     layer = next(iter(up.id_attention.values()))
     attn = up.unet.get_submodule(layer.name)

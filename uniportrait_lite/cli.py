@@ -71,6 +71,8 @@ def build_parser() -> argparse.ArgumentParser:
     portrait.add_argument("--seed", type=int, default=0, help="another seed, another portrait (default: 0)")
     portrait.add_argument("--num-images", type=_count, default=1, metavar="N", help="how many portraits (default: 1)")
     portrait.add_argument("--steps", type=_count, help="denoising steps: more are slower and finer")
+    for side in ("width", "height"):
+        portrait.add_argument(f"--{side}", type=_count, metavar="PIXELS", help=f"the picture's {side}, a multiple of 8")
     portrait.add_argument("--guidance", type=float, help="how strongly prompt and face are followed")
     portrait.add_argument("--id-scale", type=float, help="how strongly the face is followed; 0 ignores it")
     portrait.add_argument(
@@ -172,6 +174,7 @@ def _portrait(args: argparse.Namespace, rest: list[str]) -> None:
     up = uniportrait_lite.load(args.profile, **plan, **_parts(args))
     people = [up.identity(pictures, face=args.which) for pictures in (args.face, *([other] for other in args.others))]
     names = ("steps", "guidance", "id_scale", "structure_scale", "columns", "image_prompt", "image_scale")
+    names += ("width", "height")
     knobs = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     out = up(args.prompt, people, seed=args.seed, num_images=args.num_images, distinct=args.distinct, **knobs)
     for image, target in zip(out.images, targets, strict=True):

@@ -72,3 +72,8 @@ def writable_folder(folder: str | os.PathLike, mend: str) -> Path:
     except OSError as error:
         raise ConfigError(f"cannot write in {folder} ({error.strerror}): {mend}") from error
     return folder
+
+
+def runs_folder(profile: str) -> Path:
+    """Where the trainings of a profile are: `runs`, of another than tiny a folder of its name in it."""
+    return Path("runs") if profile == "tiny" else Path("runs") / Path(profile).resolve().name

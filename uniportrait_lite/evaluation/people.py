@@ -19,11 +19,10 @@ from uniportrait_lite.evaluation.portraits import pipeline, settings
 from uniportrait_lite.evaluation.report import check_folder, markdown, sheet, shown, write_json, write_text
 from uniportrait_lite.evaluation.subjects import UNSAID, Prompt, Subject, read_prompts, subjects
 from uniportrait_lite.evaluation.witnesses import Witnesses
-from uniportrait_lite.folders import data_folder, prompts_file
+from uniportrait_lite.folders import data_folder, prompts_file, runs_folder
 from uniportrait_lite.pictures import save_picture
 from uniportrait_lite.provenance import tell
 from uniportrait_lite.toyworld.pretrain.record import hardware
-from uniportrait_lite.training.settings import MultiIDConfig
 
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
 TRAINED = ("no_route", "control")  # rows with weights of their own
@@ -231,8 +230,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     out, witnesses = check_folder(args.out), Witnesses(folder)
     people = subjects(count, alone, witnesses, args.seed)
     asks = plan(count, several, alone, each, triples, args.seed, larger)
-    runs = Path(MultiIDConfig(profile=args.profile).run_folder).parent
-    result = evaluate(folder, rows, asks, people, witnesses, out, args.batch, args.columns, runs)
+    place = runs_folder(args.profile)
+    result = evaluate(folder, rows, asks, people, witnesses, out, args.batch, args.columns, place)
     print(people_markdown(result))
     print(f"written to {out}: people.md, people.json, people_NUMBER_ROW.png")
     if result["absent"] and args.rows:

@@ -1,10 +1,10 @@
 """The settings of both stages, with what `--help` says of them."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from uniportrait_lite.errors import ConfigError
+from uniportrait_lite.folders import runs_folder
 from uniportrait_lite.graphs import wanted
 from uniportrait_lite.id_routing import LAMBDA
 from uniportrait_lite.loop import LoopConfig
@@ -113,7 +113,7 @@ class StageConfig:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is above 0, not {getattr(self, name)}")
         self.variant = "_".join(name for name, is_so in changed.items() if is_so)
-        runs = "runs" if self.profile == "tiny" else f"runs/{Path(self.profile).resolve().name}"
+        runs = runs_folder(self.profile).as_posix()
         self.run_folder = self.run_folder or "_".join(filter(None, (f"{runs}/{stage}", self.variant)))
         wanted(self.graphs, self.compile)
         self.loop()  # checks the rest
