@@ -247,9 +247,9 @@ for prompt, names in (
     print("the shares of a place add up to 1:", bool(torch.allclose(maps.sum(0), torch.ones(maps.shape[1:]))))
 
 # %% [markdown]
-# So drawn, all but one of 105 pairs and all but one of 40 triples had everyone once (the README has the table). Without
-# the columns (`columns=0`, the paper's way) somebody is there twice, or not at all, in a quarter of the pairs and in
-# more than half of the triples. `distinct=True` finds the faces, matches them with the people, and draws again where
+# So drawn, all but one of 210 pictures of pairs and all of 80 of triples had everyone once (the README has the table).
+# Without the columns (`columns=0`, the paper's way) somebody is there twice, or not at all, in a sixth of the pairs and
+# in more than half of the triples. `distinct=True` finds the faces, matches them with the people, and draws again where
 # that happened, everyone kept to a region of their own.
 
 # %%

@@ -698,7 +698,7 @@ checks.averaged_gradients(averaged_gradients)
 # steps: the time goes into starting up.
 
 # %%
-flags = {"steps": 4, "batch": 8, "groups": 1000, "trios": 0, "warmup": 10, "log-every": 1}
+flags = {"steps": 4, "batch": 8, "groups": 1000, "trios": 0, "larger": 0, "warmup": 10, "log-every": 1}
 two = Path(f"runs/lesson_05/two_processes_{digest(flags, *trained_on)}")
 flags |= {"run-folder": two, "out": two / "weights"}
 launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--log-dir", two / "said"]
