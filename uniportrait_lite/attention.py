@@ -30,7 +30,7 @@ from uniportrait_lite.image_prompt import ImagePrompt
 from uniportrait_lite.style_alignment import StyleAlignment
 
 TRAVELLERS = {"identities", "image_prompt", "style"}  # what the processors here take of `cross_attention_kwargs`
-SENTENCE_SHARE = 0.65  # of the text's attention, where something is said of the person there; the prompt has the rest
+SENTENCE_SHARE = 0.75  # of the text's attention, where something is said of the person there; the prompt has the rest
 
 
 @dataclass(frozen=True)
