@@ -797,7 +797,7 @@ def test_the_temperature_falls_and_trios_come_as_often_as_asked(single):
     _, batches = groups_of(multi(single, "--temperature", "2", "--last-temperature", "1", "--cooling", "10"))
     drawn = [batches(step, torch.Generator().manual_seed(step)) for step in (0, 5, 10, 20)]
     assert [float(batch.temperature) for batch in drawn] == [2, 1.5, 1, 1]
-    asked = {("0", "0"): {2}, ("1", "0"): {3}, ("0.4", "0.6"): {3, 4, 5}, ("0.2", "0.4"): {2, 3, 4, 5}}
+    asked = {("0", "0"): {2}, ("1", "0"): {3}, ("0.7", "0.3"): {3, 4, 5}, ("0.2", "0.4"): {2, 3, 4, 5}}
     for (trios, larger), people in asked.items():
         _, batches = groups_of(multi(single, "--trios", trios, "--larger", larger, "--batch", "12"))
         drawn = [batches(k, torch.Generator().manual_seed(k)) for k in range(40)]

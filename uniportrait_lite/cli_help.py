@@ -107,7 +107,7 @@ EVALUATE = f"""\
 protocols:
   identity   people whom no network was trained on: how alike portraits are to their references, how well prompts are
              followed, beside the ceiling (real pictures), the floor (other people) and the ablations
-  people     the same people in pairs and triples: who is there, who is missing, who is like whom, beside the ways
+  people     the same people in groups of two to five: who is there, who is missing, who is like whom, beside the ways
              without a router, and masks
   compose    the same people beside ControlNets, and in pictures that there are: what each tool costs identity, and
              identity the tool

@@ -193,5 +193,5 @@ class MultiIDConfig(StageConfig):
     @property
     def shares(self) -> dict[str, float]:
         """The share of steps with pictures of each number of people, by the name of their set."""
-        half = self.larger / 2
-        return {"trios": self.trios, "quartets": half, "quintets": half, "pairs": 1 - self.trios - self.larger}
+        half, rest = self.larger / 2, max(0.0, round(1 - self.trios - self.larger, 9))  # 0.7 and 0.3 leave nothing
+        return {"trios": self.trios, "quartets": half, "quintets": half, "pairs": rest}
