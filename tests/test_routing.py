@@ -167,7 +167,7 @@ def test_arrays_pictures_and_boxes_are_the_same_regions():
         ("left", "neither an array"),
         ([[1, 2], [3]], "neither an array|shape"),
         (Image.new("RGBA", (192, 128), (255, 255, 255, 0)), "partly transparent"),
-        ((0, 0, 0.5, 1), "in pixels, not in shares of the picture"),
+        ((0, 0, 0.5, 1), "seems to be in shares of the picture, and a box is in pixels"),
         ({"left": 0}, "neither an array"),
     ],
 )

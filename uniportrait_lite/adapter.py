@@ -468,6 +468,8 @@ class UniPortrait:
             first = whole("seed", seed, 0, 2**32 - 1)
             arguments["generator"] = _noise(range(first, first + len(prompts) * num_images))
         for name in ("height", "width"):
+            if pipe_arguments.get(name, 0) is None:  # as if it were not given
+                del pipe_arguments[name]
             if name in pipe_arguments:
                 self._check_size(name, pipe_arguments[name])
         for name in pipe_arguments:

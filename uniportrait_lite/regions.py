@@ -64,7 +64,7 @@ def _box(box: np.ndarray, number: int, size: tuple[int, int], cell: int) -> Tens
     """The share of each latent that the box covers."""
     left, top, right, bottom = box / cell
     if np.isfinite(box).all() and 0 <= box.min() and 0 < box.max() <= 1:
-        raise ConfigError(f"mask {number} is a box in pixels, not in shares of the picture: {box.tolist()}")
+        raise ConfigError(f"mask {number} seems to be in shares of the picture, and a box is in pixels: {box.tolist()}")
     if not (np.isfinite(box).all() and left < right and top < bottom):
         raise ConfigError(f"mask {number} is no box: left, top, right, bottom in pixels, not {box.tolist()}")
 

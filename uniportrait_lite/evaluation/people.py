@@ -42,9 +42,9 @@ give the ID tokens of all as those of one, without a router; router is the profi
 first part of the steps. In no_columns the routers decide from the first step on, as in the paper, and in columns in no
 step at all. no_route and control, without columns as well, are routers that you have trained without the routing loss,
 and for as long with it; they are absent unless there are such weights:
-  python -m uniportrait_lite train multi_id --steps 2200 --route-weight 0
-  python -m uniportrait_lite train multi_id --steps 2200 --run-folder runs/multi_id_control \\
-      --out runs/multi_id_control/weights
+  python -m uniportrait_lite train multi_id --steps 2200 --trios 0.4 --larger 0 --route-weight 0
+  python -m uniportrait_lite train multi_id --steps 2200 --trios 0.4 --larger 0 \\
+      --run-folder runs/multi_id_control --out runs/multi_id_control/weights
 said is router with "{SAID}" said of the first person; distinct draws again where someone is doubled or
 missing; masks tells each location who is nearest in a real picture.
 """
@@ -56,7 +56,7 @@ examples:
 NOTES = """\
 - Similarities are the judge's. Faces and references are matched one to one for the largest sum; whoever has no face
   counts 0. lowest: the mean over pictures of the lowest matched similarity; matched: of their mean. / alone: lowest,
-  as a share of the mean that people reach by themselves, as the paper compares them. A lowest of two or three is lower
+  as a share of the mean that people reach by themselves, as the paper compares them. A lowest of several is lower
   than a mean by its nature, so / lowest alone: lowest, as a share of the mean of the lowest that these same people
   reach by themselves with this prompt. At 1 company costs nothing; single groups lie on both sides of it.
 - missing, doubled: pictures with a person to whom no face is nearest, or several are. once: every person has exactly
@@ -162,9 +162,12 @@ def _unfit(folder: Path, full: Path) -> str | None:
 
 def _unlike(*folders: Path) -> str | None:
     """Why ablations cannot be compared with each other, None where their trainings differ in lambda and place alone."""
-    recipes = [json.loads((folder / "multi_id.recipe.json").read_text(encoding="utf-8")) for folder in folders]
+    files = [folder / "multi_id.recipe.json" for folder in folders]
+    if lacking := [str(file) for file in files if not file.is_file()]:
+        return f"there is no {' and no '.join(lacking)} to tell how they were trained"
+    recipes = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     settings = [{**recipe["config"], "steps": recipe["steps"]} for recipe in recipes]
-    apart = {name for name in settings[0] if len({str(each.get(name)) for each in settings}) > 1}
+    apart = {name for name in set().union(*settings) if len({str(each.get(name)) for each in settings}) > 1}
     if apart := apart - {"route_weight", *ASIDE}:
         return f"{' and '.join(map(str, folders))} were trained with another {', '.join(sorted(apart))}"
     return None
@@ -220,7 +223,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     for row in rows:
         if row not in ROWS:
             raise ConfigError(f"there is no row {row!r}: there are {', '.join(ROWS)}")
-    if not (folder / "uniportrait" / MULTI).is_file() and {"no_columns", "router", "said", "distinct"} & set(rows):
+    if not (folder / "uniportrait" / MULTI).is_file() and {
+        "no_columns",
+        "columns",
+        "router",
+        "said",
+        "distinct",
+        "masks",
+    } & set(rows):
         raise WeightsError(f"{folder / 'uniportrait'} holds no {MULTI}: run `train multi_id` first")
     given = (args.people, args.prompts_each, args.triples, args.larger)
     count, each, triples, larger = (6, 1, 8, 3) if args.quick else given
