@@ -239,6 +239,17 @@ def test_the_protocol_draws_and_measures_every_row_with_the_shipped_weights(tmp_
         assert row["lowest_each"] == rows["no_columns", row["number"]]["lowest_each"]
 
 
+def test_four_and_five_people_are_drawn_and_reported(tmp_path):
+    flags = ["--people", "5", "--triples", "0", "--larger", "1", "--prompts-each", "1"]
+    protocol.main([*flags, "--rows", "router", "--out", str(tmp_path)])
+    rows = {row["number"]: row for row in json.loads((tmp_path / "people.json").read_text())["rows"]}
+    assert set(rows) == {1, 2, 4, 5} and (rows[4]["pictures"], rows[5]["pictures"]) == (1, 1)
+    for number in (4, 5):
+        assert rows[number]["faces"] == 1 and rows[number]["lowest"] > 0.3  # a stranger's is about 0
+    text = (tmp_path / "people.md").read_text()
+    assert "## Fours" in text and "## Fives" in text and "## Triples" not in text
+
+
 def test_routers_of_other_single_id_weights_are_no_ablation(tmp_path):
     full = data_folder("tiny") / "uniportrait"
     assert "no multi_id.safetensors" in protocol._unfit(tmp_path, full)

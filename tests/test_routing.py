@@ -647,7 +647,7 @@ def test_distinct_reports_what_it_could_not_mend(pipe, folder):
     ):
         with pytest.raises(ConfigError, match=says):
             up(PROMPT, people, distinct=True, **wrong, **size)
-    for twice in (people[0], people[0].saying("smiling"), up.identity_of_crops([crop(0)])):
+    for twice in (people[0], people[0].saying("smiling"), up.identity_of_crops([crop(0)]), people[0].mix(people[1], 0)):
         with pytest.raises(ConfigError, match="given twice"):
             up(PROMPT, [people[0], twice], distinct=True, **size)
     with pytest.raises(ConfigError, match="one of them"):

@@ -63,8 +63,9 @@ class Identity:
 
     @property
     def looks(self) -> tuple[tuple[float, bytes], ...]:
-        """What tells who this is from others: the crops and their shares, whatever is said."""
-        return tuple(zip(self.shares, (np.asarray(crop).tobytes() for crop in self.crops), strict=True))
+        """What tells who this is from others: the crops that count and their shares, in any order, whatever is said."""
+        crops = zip(self.shares, (np.asarray(crop).tobytes() for crop in self.crops), strict=True)
+        return tuple(sorted(one for one in crops if one[0]))
 
     def saying(self, sentence: str) -> Identity:
         """The same person with words that are meant for nobody else: `[ann.saying("wearing a red hat"), bob]`.

@@ -24,8 +24,8 @@ def settle(
 
     `look(image)` says who is where; `again(noise, masks)` draws once more, from the first noise (0) or another, with a
     region for each person. The first attempt keeps noise and composition: the regions are those around the faces that
-    are there. If a face is lacking, and from the second attempt on, they are columns. One person needs no
-    region, but other noise.
+    are there. If a face is lacking, and from the second attempt on, they are columns. One person needs no region,
+    but other noise.
     """
     found = look(image)
     best, attempt = (image, found), 0
